@@ -1,0 +1,62 @@
+"""``/healthz`` (alive), ``/readyz`` (detectors, store, backend) and ``/metrics``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Any, Final
+
+import msgspec
+from litestar import Response, get
+
+from backends.api import BackendError
+from detectors.api import Passage
+from gateway.http.front import Front
+from gateway.store.errors import StoreError
+
+CHECK_WITHIN_S: Final = 5.0
+
+
+@get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "alive"}
+
+
+@get("/readyz")
+async def readyz(front: Front) -> Response[bytes]:
+    """200 when a turn would be judged, recorded and answered; else 503 naming the part that would fail."""
+    checks = await asyncio.gather(
+        _check(_detectors(front)), _check(front.store.health()), _check(front.house.backend.health())
+    )
+    parts = dict(zip(("detectors", "store", "backend"), checks, strict=True))
+    ready = all(state == "ok" for state in parts.values())
+    body = {"status": "ready" if ready else "not_ready", "checks": parts}
+    return Response(
+        content=msgspec.json.encode(body), media_type="application/json", status_code=200 if ready else 503
+    )
+
+
+@get("/metrics")
+async def metrics(front: Front) -> Response[bytes]:
+    """Prometheus text format.  Counts and durations only."""
+    observer = front.house.observer
+    return Response(content=observer.render_metrics(), media_type=observer.metrics_media_type)
+
+
+async def _detectors(front: Front) -> None:
+    # A text not seen before: a cached verdict would say nothing of the detectors.
+    reading = await front.house.panel.read(Passage(text=f"ready {time.monotonic_ns()}"))
+    if reading.unavailable_tasks:
+        raise TimeoutError
+
+
+async def _check(work: Awaitable[Any]) -> str:
+    try:
+        await asyncio.wait_for(work, CHECK_WITHIN_S)
+    except (BackendError, StoreError) as error:
+        return f"failed: {error.kind}"
+    except TimeoutError:
+        return "failed: timeout"
+    return "ok"

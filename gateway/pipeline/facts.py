@@ -1,0 +1,69 @@
+"""What the policy may know of each moment of a turn.  Pure."""
+
+from __future__ import annotations
+
+from backends.api import BackendInfo
+from detectors.fusion import Flags, Reading
+from gateway.pipeline.listen import Heard
+from gateway.pipeline.state import Decision, Turn
+from gateway.policy.decision import Facts
+from gateway.session.risk import Risk
+
+
+def of_input(turn: Turn, heard: Heard, before: Risk, after: Risk, backend: BackendInfo, *, recalled: bool) -> Facts:
+    """The person's message.  Weak signals that added up count as the level they made.
+
+    A conversation that could not be recalled is as unjudged as a message that could not be read.
+    """
+    crisis = heard.last.crisis
+    severity = max(crisis.severity, after.level) if crisis.severity else 0
+    unjudged = not recalled or "crisis" in heard.unavailable
+    return Facts(
+        stage="input",
+        mode=turn.mode,
+        severity=severity,
+        carried=before.level,
+        categories=crisis.categories or before.categories,
+        subject=crisis.subject,
+        imminence=crisis.imminence,
+        output_harms=heard.instruction_harms,
+        unavailable=("crisis",) if unjudged else (),
+        trusted_to=backend.trusted_to,
+        first_at_level=severity >= before.level or before.answered < before.level,
+    )
+
+
+def of_output(turn: Turn, asked: Decision, heard: Heard, reading: Reading, backend: BackendInfo) -> Facts:
+    """A window of the model's answer, on top of what the person's message brought."""
+    return Facts(
+        stage="output",
+        mode=turn.mode,
+        severity=asked.severity,
+        categories=asked.categories,
+        subject=heard.last.crisis.subject,
+        imminence=heard.last.crisis.imminence,
+        output_harms=_named(reading.output),
+        bias_axes=_named(reading.bias),
+        unavailable=tuple(task for task in reading.unavailable_tasks if task != "crisis"),
+        trusted_to=backend.trusted_to,
+    )
+
+
+def of_backend_failure(turn: Turn, asked: Decision, heard: Heard, backend: BackendInfo) -> Facts:
+    """The model failed while it was to answer."""
+    return Facts(
+        stage="backend",
+        mode=turn.mode,
+        severity=asked.severity,
+        categories=asked.categories,
+        subject=heard.last.crisis.subject,
+        imminence=heard.last.crisis.imminence,
+        trusted_to=backend.trusted_to,
+    )
+
+
+def _named(flags: Flags) -> tuple[str, ...]:
+    """The classes of a flagged head; when only the head as a whole is flagged, its likeliest class."""
+    if not flags.flagged or flags.labels or not flags.scores:
+        return flags.labels
+    return (max(flags.scores, key=lambda name: flags.scores[name]),)

@@ -1,0 +1,132 @@
+"""Where an answer may be cut into windows, so that no character leaves before a verdict covers it.  Pure.
+
+A boundary depends on the text before it and one character after it, never on how the backend chunked
+the stream: the same answer always gives the same windows and so the same verdicts.  The first window
+is short (time to the first word), later ones end at sentences; a window that finds no sentence end is
+cut at white space, or between two grapheme clusters, so that no character is ever split (UAX #29).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+import msgspec
+
+_SENTENCE_END: Final = frozenset(".!?…。！？\n")
+_CLAUSE_END: Final = frozenset(",;:—–")
+_CLOSERS: Final = frozenset("\"'”’»)]*_")
+_ZWJ: Final = "\u200d"
+_FULL_WIDTH_END: Final = frozenset("。！？")
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """Sizes in characters.  ``overlap_chars`` is how much already released text is judged again with a window."""
+
+    first_chars: int = 60
+    window_chars: int = 280
+    min_chars: int = 24
+    overlap_chars: int = 280
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_chars <= self.first_chars <= self.window_chars:
+            raise ValueError("hold-back sizes must satisfy 0 < min_chars <= first_chars <= window_chars")
+        if self.overlap_chars < 0:
+            raise ValueError("overlap_chars must not be negative")
+
+
+class Window(msgspec.Struct, frozen=True):
+    """``text[start:end]`` is released if ``text[judged_from:end]`` is found fit."""
+
+    start: int
+    end: int
+    judged_from: int
+
+
+def next_window(text: str, start: int, rules: Rules, *, finished: bool) -> Window | None:
+    """The next window of ``text`` (the whole answer so far) after ``start``, or None: wait for more text.
+
+    With ``finished`` the rest of the text is cut too, so that every character is in exactly one window.
+    """
+    if not 0 <= start <= len(text):
+        raise ValueError("start is outside the text")
+    end = _next_boundary(text, start, rules)
+    if end is None and finished and start < len(text):
+        end = len(text)
+    return None if end is None else Window(start, end, _overlap_start(text, start, rules.overlap_chars))
+
+
+def _next_boundary(text: str, start: int, rules: Rules) -> int | None:
+    first = start == 0
+    limit = rules.first_chars if first else rules.window_chars
+    # One character of look-ahead: a mark that joins the last character must be seen before the cut.
+    for end in range(start + rules.min_chars, min(start + limit, len(text) - 1) + 1):
+        if _ends_sentence(text, end, clause=first) and is_cluster_boundary(text, end):
+            return end
+    return _forced_cut(text, start, limit) if len(text) > start + limit else None
+
+
+def _ends_sentence(text: str, end: int, *, clause: bool) -> bool:
+    """True when ``text[:end]`` ends with a sentence (or clause) end and the white space after it."""
+    if text[end - 1] in _FULL_WIDTH_END:
+        return True
+    if not text[end - 1].isspace():
+        return False
+    if text[end - 1] == "\n":
+        return True
+    last = end - 2
+    while last >= 0 and end - last < 5 and text[last] in _CLOSERS:
+        last -= 1
+    return last >= 0 and (text[last] in _SENTENCE_END or (clause and text[last] in _CLAUSE_END))
+
+
+def _forced_cut(text: str, start: int, limit: int) -> int:
+    """No sentence end within the limit: after the last white space, else between two clusters, else at the limit.
+
+    The last case needs one "character" of hundreds of combining marks; memory must stay bounded even then.
+    """
+    for end in range(start + limit, start, -1):
+        if text[end - 1].isspace() and is_cluster_boundary(text, end):
+            return end
+    for end in range(start + limit, start, -1):
+        if is_cluster_boundary(text, end):
+            return end
+    return start + limit
+
+
+def _overlap_start(text: str, start: int, overlap_chars: int) -> int:
+    """Where judging begins: at most ``overlap_chars`` back, moved forward to the start of a word."""
+    begin = max(0, start - overlap_chars)
+    if begin == 0:
+        return 0
+    while begin < start and not text[begin - 1].isspace():
+        begin += 1
+    return begin
+
+
+def is_cluster_boundary(text: str, at: int) -> bool:
+    """True when a cut before ``text[at]`` splits no grapheme cluster.
+
+    Conservative reading of UAX #29 without its tables: marks, joiners, emoji modifiers, tag characters,
+    regional indicators, Hangul jamo and CR LF stay with what precedes them.
+    """
+    if at <= 0 or at >= len(text):
+        return True
+    before, after = text[at - 1], text[at]
+    if before == _ZWJ or (before == "\r" and after == "\n"):
+        return False
+    return not _joins(after)
+
+
+def _joins(character: str) -> bool:
+    point = ord(character)
+    if point < 0x300:
+        return False
+    return (
+        unicodedata.category(character) in ("Mn", "Mc", "Me")
+        or character in (_ZWJ, "\u200c")
+        or 0x1F3FB <= point <= 0x1F3FF
+        or 0x1F1E6 <= point <= 0x1F1FF
+        or 0xE0020 <= point <= 0xE007F
+        or 0x1160 <= point <= 0x11FF
+    )

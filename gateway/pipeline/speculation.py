@@ -1,0 +1,71 @@
+"""A backend call that starts before its prompt is known to be allowed, and can be dropped without trace.
+
+Chunks wait in a bounded queue; nothing is released here.  `abort` returns only when the backend has
+let go, so that "zero completed backend calls on an intervention" can be asserted, not hoped for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from backends.api import BackendError, ChatBackend, Chunk, Prompt
+
+QUEUE_CHUNKS: Final = 64
+ABORT_WITHIN_S: Final = 1.0
+CHECKPOINT_CHUNKS: Final = 32
+
+
+class Speculation:
+    """One started backend call.  Use `chunks` once, or `abort`; either ends the call."""
+
+    def __init__(self, backend: ChatBackend, prompt: Prompt) -> None:
+        self._queue: asyncio.Queue[Chunk | BackendError | None] = asyncio.Queue(QUEUE_CHUNKS)
+        self._pump_task = asyncio.create_task(self._pump(backend, prompt), name="speculation")
+
+    async def _pump(self, backend: ChatBackend, prompt: Prompt) -> None:
+        try:
+            async with contextlib.aclosing(backend.stream(prompt)) as stream:
+                async for chunk in stream:
+                    await self._queue.put(chunk)
+        except BackendError as error:
+            await self._queue.put(error)
+        else:
+            await self._queue.put(None)
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """The answer as it comes.  Raises `BackendError`; closing the generator aborts the backend."""
+        try:
+            count = 0
+            while (item := await self._next()) is not None:
+                if isinstance(item, BackendError):
+                    raise item
+                yield item
+                count += 1
+                if count % CHECKPOINT_CHUNKS == 0:
+                    # A client that left must not let a fast backend starve the event loop.
+                    await asyncio.sleep(0)
+        finally:
+            await self.abort()
+
+    async def _next(self) -> Chunk | BackendError | None:
+        """The next item, or a `BackendError` if the pump itself broke (a backend that raised outside its contract)."""
+        getter = asyncio.ensure_future(self._queue.get())
+        try:
+            await asyncio.wait({getter, self._pump_task}, return_when=asyncio.FIRST_COMPLETED)
+            if getter.done():
+                return getter.result()
+            # The pump has ended; what it queued before ending is still ours.
+            if not self._queue.empty():
+                return await getter
+            kind = type(self._pump_task.exception()).__name__ if not self._pump_task.cancelled() else "cancelled"
+            return BackendError("protocol", f"the backend broke its contract ({kind})")
+        finally:
+            getter.cancel()
+
+    async def abort(self) -> None:
+        """End the call.  Safe to call more than once."""
+        self._pump_task.cancel()
+        await asyncio.wait({self._pump_task}, timeout=ABORT_WITHIN_S)
