@@ -13,7 +13,7 @@ import msgspec
 
 
 class Hint(msgspec.Struct, frozen=True):
-    """"The ``kind`` named ``id`` changed": ``Hint("incident", "inc_...")``."""
+    """ "The ``kind`` named ``id`` changed": ``Hint("incident", "inc_...")``."""
 
     kind: str
     id: str
