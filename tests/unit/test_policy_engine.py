@@ -104,7 +104,9 @@ def test_follow_up_wording(policy: Policy, severity: int, carried: int, wording:
     ],
 )
 def test_lead_category(categories: tuple[str, ...], subject: str, severity: int, lead: str | None) -> None:
-    facts = msgspec.convert({"stage": "input", "mode": "assistant", "categories": categories, "subject": subject}, Facts)
+    facts = msgspec.convert(
+        {"stage": "input", "mode": "assistant", "categories": categories, "subject": subject}, Facts
+    )
     assert lead_category(facts, severity) == lead
 
 

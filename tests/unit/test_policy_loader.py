@@ -47,7 +47,11 @@ def test_the_version_names_the_content_of_every_file(folder: Path) -> None:
 
 
 def test_a_wrong_example_is_named_with_its_field(folder: Path) -> None:
-    swap(folder / "default.toml", 'expect = { action = "replace", wording = "s1", route', 'expect = { action = "replace", wording = "s2", route')
+    swap(
+        folder / "default.toml",
+        'expect = { action = "replace", wording = "s1", route',
+        'expect = { action = "replace", wording = "s2", route',
+    )
     assert refusal(folder / "default.toml") == (
         "default.toml: case 'S1 untrusted gets reviewed words': wording: expected 's2', got 's1'"
     )

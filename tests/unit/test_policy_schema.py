@@ -121,7 +121,10 @@ BROKEN = {
     "region missing": (_set("resources/NZ", None), "resources.NZ: required"),
     "no emergency number": (_set("resources/NZ/0/kind", "crisis_line"), "exactly one entry of kind 'emergency'"),
     "source is not a link": (_set("resources/NZ/0/source", "a friend"), "matching regex"),
-    "expires before it was verified": (_set("resources/NZ/0/expires_at", date(2026, 1, 1)), "must be after verified_at"),
+    "expires before it was verified": (
+        _set("resources/NZ/0/expires_at", date(2026, 1, 1)),
+        "must be after verified_at",
+    ),
     "topic line without a topic": (_set("resources/US/3/categories", None), "topic lines, and only they"),
     "topic is not a category": (_set("resources/US/3/categories", ["rain"]), "'rain' is not a category"),
     "no directory": (_set("resources/unknown", [EMERGENCY]), "resources.unknown: an entry of kind 'directory'"),

@@ -11,7 +11,7 @@ from gateway.policy.decision import Decision, Facts
 from gateway.policy.engine import decide
 from gateway.policy.loader import default_policy_path, load_policy
 from gateway.policy.schema import Policy
-from gateway.policy.wording import LAST_RESORT_TEXT, emergency, guidance, region_key, render, stale
+from gateway.policy.wording import emergency, guidance, region_key, render, stale
 
 TODAY = date(2026, 11, 25)
 LATER = date(2027, 12, 1)
@@ -79,7 +79,12 @@ def test_order_by_level(policy: Policy, severity: int, kinds: list[str]) -> None
     [
         ("US", "substance_overdose", 4, ["Emergency services", "Poison Help", "988 Suicide & Crisis Lifeline"]),
         ("US", "perinatal", 1, ["National Maternal Mental Health Hotline", "988 Suicide & Crisis Lifeline"]),
-        ("US", "substance_overdose", 1, ["SAMHSA National Helpline (alcohol and drugs)", "988 Suicide & Crisis Lifeline"]),
+        (
+            "US",
+            "substance_overdose",
+            1,
+            ["SAMHSA National Helpline (alcohol and drugs)", "988 Suicide & Crisis Lifeline"],
+        ),
         ("IE", "abuse_victim", 3, ["Women's Aid", "Emergency services", "Samaritans"]),
         ("AU", "medical_emergency", 3, ["Emergency services", "Lifeline", "Lifeline Text"]),
     ],
@@ -141,7 +146,6 @@ def test_a_wording_that_is_missing_is_answered_from_code(policy: Policy) -> None
     text = render(policy, decision, "AU", today=TODAY).text
     assert text.startswith("Please call 000 now")
     assert "13 11 14" in text
-    assert "{" in LAST_RESORT_TEXT
     assert "{" not in text
 
 
@@ -160,7 +164,7 @@ def test_no_resources_when_the_decision_shows_none(policy: Policy) -> None:
 def test_when_the_model_speaks_there_is_no_text_but_the_places_are_given(policy: Policy) -> None:
     care = render(policy, at(policy, 1, trusted_to=2), "US", today=TODAY)
     assert care.text == ""
-    assert [r.contact for r in care.resources][0].startswith("call or text 988")
+    assert care.resources[0].contact.startswith("call or text 988")
 
 
 def test_guidance_gives_the_model_the_numbers_word_for_word(policy: Policy) -> None:
