@@ -11,7 +11,7 @@ import hashlib
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from gateway.auth.principal import Principal
 
@@ -59,6 +59,6 @@ def _digest(value: str) -> str:
     return hashlib.sha256(value.encode()).hexdigest()
 
 
-def _trim(entries: OrderedDict[str, object]) -> None:
+def _trim(entries: OrderedDict[str, Any]) -> None:
     while len(entries) > MAX_ENTRIES:
         entries.popitem(last=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, Final, TypeVar
@@ -64,7 +63,7 @@ def _turn(request: Request[Any, Any, Any], front: Front, body: openai.ChatReques
         front.limits,
         request_id=request_id_of(request),
         models=front.models,
-        user_hash=front.keyring.blind(end_user, purpose="end_user") if end_user else None,
+        user_hash=front.store.keyring.blind(end_user, purpose="end_user") if end_user else None,
     )
 
 
@@ -151,9 +150,9 @@ async def _unless_gone(request: Request[Any, Any, Any], work: Awaitable[T]) -> T
         group.cancel_scope.cancel()
 
     async def _watch(group: anyio.abc.TaskGroup) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            await asyncio.sleep(0)
-        group.cancel_scope.cancel()
+        # The body has been read whole, so what comes next can only be the disconnect.
+        if (await request.receive())["type"] == "http.disconnect":
+            group.cancel_scope.cancel()
 
     try:
         async with anyio.create_task_group() as group:

@@ -33,11 +33,11 @@ _BY_STATUS: Final[dict[int, tuple[type[HavengateError], str]]] = {
     405: (MethodNotAllowed, "The method is not allowed here."),
     413: (BodyTooLarge, "The request body is too large."),
 }
-Observe = Callable[[int, str, type[BaseException] | None], None]
+Observe = Callable[[int, str, BaseException | None], None]
 
 
 def handlers(observe: Observe) -> dict[int | type[Exception], Any]:
-    """Litestar's ``exception_handlers``.  ``observe`` is told status, code and, for a bug, the exception's type."""
+    """Litestar's ``exception_handlers``.  ``observe`` is told status, code and, for a bug, the exception."""
 
     def ours(request: Request[Any, Any, Any], error: HavengateError) -> Response[bytes]:
         observe(error.status, error.code or error.type, None)
@@ -50,7 +50,7 @@ def handlers(observe: Observe) -> dict[int | type[Exception], Any]:
         return ours(request, known(message))
 
     def bugs(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-        observe(HavengateError.status, "internal_error", type(error))
+        observe(HavengateError.status, "internal_error", error)
         return render(request, HavengateError("Something went wrong here; it is on our side."))
 
     return {HavengateError: ours, HTTPException: litestars, Exception: bugs}

@@ -12,8 +12,8 @@ from litestar.exceptions import HTTPException
 
 from gateway.errors import BadRequest, BodyTooLarge
 from gateway.http.openai import Limits
+from gateway.pipeline.observe import Observer
 from gateway.pipeline.turn import House
-from gateway.store.crypto import Keyring
 from gateway.store.uow import Store
 
 
@@ -32,24 +32,24 @@ class Lease:
 class Slots:
     """How many conversations may be under way at once.  A full house is a value, not a wait."""
 
-    def __init__(self, limit: int, gauge: Callable[[int], None]) -> None:
+    def __init__(self, limit: int, observer: Observer) -> None:
         self._limit = limit
         self._taken = 0
-        self._gauge = gauge
+        self._observer = observer
 
     def lease(self) -> Lease | None:
         """A place, or None when all are taken."""
         if self._taken >= self._limit:
             return None
         self._taken += 1
-        self._gauge(self._taken)
+        self._observer.answer_begun()
         return Lease(self._one_less)
 
     def _one_less(self) -> None:
         self._taken -= 1
         if self._taken < 0:
             raise AssertionError("more places given back than taken")
-        self._gauge(self._taken)
+        self._observer.answer_ended()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,6 @@ class Front:
 
     house: House
     store: Store
-    keyring: Keyring
     limits: Limits
     models: tuple[str, ...]
     slots: Slots

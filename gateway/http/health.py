@@ -14,6 +14,7 @@ from backends.api import BackendError
 from detectors.api import Passage
 from gateway.http.front import Front
 from gateway.store.errors import StoreError
+from gateway.telemetry.metrics import CONTENT_TYPE
 
 CHECK_WITHIN_S: Final = 5.0
 
@@ -33,16 +34,13 @@ async def readyz(front: Front) -> Response[bytes]:
     parts = dict(zip(("detectors", "store", "backend"), checks, strict=True))
     ready = all(state == "ok" for state in parts.values())
     body = {"status": "ready" if ready else "not_ready", "checks": parts}
-    return Response(
-        content=msgspec.json.encode(body), media_type="application/json", status_code=200 if ready else 503
-    )
+    return Response(content=msgspec.json.encode(body), media_type="application/json", status_code=200 if ready else 503)
 
 
 @get("/metrics")
 async def metrics(front: Front) -> Response[bytes]:
     """Prometheus text format.  Counts and durations only."""
-    observer = front.house.observer
-    return Response(content=observer.render_metrics(), media_type=observer.metrics_media_type)
+    return Response(content=front.house.observer.render_metrics(), media_type=CONTENT_TYPE)
 
 
 async def _detectors(front: Front) -> None:

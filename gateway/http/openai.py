@@ -228,9 +228,7 @@ def _line(message: WireMessage, index: int, limits: Limits) -> Line:
     where = f"messages[{index}]"
     role = _ROLES.get(message.role)
     if role is None:
-        raise BadRequest(
-            "The role must be one of 'system', 'developer', 'user' or 'assistant'.", param=f"{where}.role"
-        )
+        raise BadRequest("The role must be one of 'system', 'developer', 'user' or 'assistant'.", param=f"{where}.role")
     for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
         if getattr(message, name) not in (None, []):
             raise BadRequest(f"'{name}' in a message is not supported by this gateway.", param=f"{where}.{name}")
@@ -268,9 +266,7 @@ def _sampling(request: ChatRequest, limits: Limits) -> Sampling:
         raise BadRequest("'max_tokens' must be at least 1.", param="max_tokens")
     stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if len(stops) > MAX_STOPS or any(not 0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
-        raise BadRequest(
-            f"'stop' takes at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters.", param="stop"
-        )
+        raise BadRequest(f"'stop' takes at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters.", param="stop")
     return Sampling(
         max_tokens=min(asked or limits.max_tokens_default, limits.max_tokens_cap),
         temperature=_within("temperature", request.temperature, 0.0, 2.0),

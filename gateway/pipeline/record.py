@@ -16,8 +16,8 @@ from gateway.events.bus import EventBus, Hint
 from gateway.pipeline.state import Decision, Outcome, Turn
 from gateway.session.repository import RiskRepository
 from gateway.session.risk import Risk
-from gateway.store.repositories import IncidentKind, IncidentRef, NewIncident
 from gateway.store.uow import Store, UnitOfWork
+from gateway.store.vocabulary import IncidentKind, IncidentRef, NewIncident
 
 MAX_EVIDENCE_CHARS: Final = 16_384
 
@@ -102,7 +102,8 @@ class Recorder:
     async def close(self, turn: Turn, outcome: Outcome, risk: Risk | None, *, client_gone: bool) -> None:
         """Write how the turn ended.  ``risk`` is None when it could not be read: then it is left as it is."""
         at = self._now()
-        async with self._store.begin() as unit:
+        # A power cut may take the last plain turn; an intervention was committed durably before it was given.
+        async with self._store.begin(durable=not outcome.decision.model_may_speak) as unit:
             conversation = await self._save_risk(unit, turn, risk, at) if risk is not None else None
             data = _decision_data(outcome.decision) | {
                 "delivered_chars": outcome.delivered_chars,
@@ -111,9 +112,7 @@ class Recorder:
                 "detectors": [f"{name}:{state}" for name, state in sorted(outcome.detectors.items())],
                 "backend_error": outcome.backend_error or "none",
             }
-            await unit.audit.append(
-                self._event("turn.closed", turn, at, conversation, outcome.incident_id, data)
-            )
+            await unit.audit.append(self._event("turn.closed", turn, at, conversation, outcome.incident_id, data))
 
     async def _save_risk(self, unit: UnitOfWork, turn: Turn, risk: Risk, at: datetime) -> str | None:
         if turn.conversation_id is None:

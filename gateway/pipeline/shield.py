@@ -20,7 +20,8 @@ async def see_through(work: Coroutine[Any, Any, T], *, within_s: float) -> T:
     task = asyncio.ensure_future(work)
     with anyio.CancelScope(shield=True):
         try:
-            return await asyncio.shield(task)
+            await asyncio.wait({task})
         except asyncio.CancelledError:
             await asyncio.wait({task}, timeout=within_s)
             raise
+    return task.result()

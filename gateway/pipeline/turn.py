@@ -13,7 +13,7 @@ import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Final
 
 import msgspec
@@ -33,7 +33,7 @@ from gateway.policy.decision import Resource
 from gateway.policy.engine import decide
 from gateway.policy.loader import PolicyHolder
 from gateway.policy.schema import Policy
-from gateway.policy.wording import render
+from gateway.policy.wording import guidance, render
 from gateway.session.risk import Risk, answered, carried, fold, fold_all, strictest
 from gateway.store.errors import StoreError
 
@@ -128,7 +128,7 @@ async def take_turn(house: House, turn: Turn) -> AsyncGenerator[Piece, None]:
     message that arrived is judged, and people are brought in, whether or not anyone waits for the answer.
     Never raises for a failing detector, backend or store: each has its declared outcome.
     """
-    case = _Case(house, turn, house.policy.current, house.observer.turn(turn))
+    case = _Case(house, turn, house.policy.current, house.observer.turn(turn, house.clock.monotonic_s()))
     try:
         decision = await see_through(_hear_and_decide(case), within_s=SETTLE_WITHIN_S)
         yield Opened(decision)
@@ -157,7 +157,7 @@ async def _hear_and_decide(case: _Case) -> Decision:
     stored = await _recall(case)
     cheap = await listen(house.panel, turn, only_cheap=True)
     if stored is not None and stored.level == 0 and not cheap.alarmed:
-        progress.speech = Speculation(house.backend, _prompt(case, guidance=None))
+        progress.speech = Speculation(house.backend, _prompt(case, guided=None))
     heard = await listen(house.panel, turn)
 
     now_s = house.clock.now_s()
@@ -171,7 +171,7 @@ async def _hear_and_decide(case: _Case) -> Decision:
         progress.risk = after if decision.model_may_speak else answered(after, decision.severity)
     if not decision.model_may_speak and progress.speech is not None:
         await progress.speech.abort()
-    case.seen.decided(decision)
+    case.seen.decided(decision, house.clock.monotonic_s())
     await _bring_people_in(case, decision, _evidence(turn), fresh=heard.speaks_up or bool(known.unavailable))
     return decision
 
@@ -189,12 +189,12 @@ async def _recall(case: _Case) -> Risk | None:
 # --- the model speaks --------------------------------------------------------------------------
 
 
-def _prompt(case: _Case, guidance: str | None) -> Prompt:
+def _prompt(case: _Case, guided: str | None) -> Prompt:
     """Persona first, always; then the policy's guidance; the application's own instructions rank below both."""
     turn = case.turn
     parts = [case.house.persona]
-    if guidance:
-        parts.append(guidance)
+    if guided:
+        parts.append(guided)
     asked = [line.text for line in turn.lines if line.role == "system"]
     if asked:
         parts.append("The application asks, as far as it does not conflict with the above:\n" + "\n".join(asked))
@@ -205,12 +205,13 @@ def _prompt(case: _Case, guidance: str | None) -> Prompt:
 
 async def _right_speech(case: _Case) -> Speculation:
     """The call that started early if it asked the right thing, else a new one."""
-    progress, guidance = case.progress, case.decision.guidance
-    if progress.speech is not None and guidance is not None:
+    progress = case.progress
+    guided = guidance(case.policy, case.decision, case.turn.region, today=_today(case))
+    if progress.speech is not None and guided is not None:
         await progress.speech.abort()
         progress.speech = None
     if progress.speech is None:
-        progress.speech = Speculation(case.house.backend, _prompt(case, guidance))
+        progress.speech = Speculation(case.house.backend, _prompt(case, guided))
     return progress.speech
 
 
@@ -283,8 +284,7 @@ async def _bring_people_in(case: _Case, decision: Decision, evidence: str, *, fr
 
 def _care(case: _Case) -> Delta:
     """Reviewed words in place of the model's, or after those already released."""
-    today = datetime.fromtimestamp(case.house.clock.now_s(), tz=UTC).date()
-    care = render(case.policy, case.decision, case.turn.region, today=today)
+    care = render(case.policy, case.decision, case.turn.region, today=_today(case))
     case.progress.resources = care.resources
     separator = "\n\n" if case.progress.delivered_chars else ""
     return _deliver(case, separator + care.text)
@@ -313,9 +313,13 @@ async def _backend_failed(case: _Case, error: BackendError) -> Delta:
     return _care(case)
 
 
+def _today(case: _Case) -> date:
+    return datetime.fromtimestamp(case.house.clock.now_s(), tz=UTC).date()
+
+
 def _deliver(case: _Case, text: str) -> Delta:
     if case.progress.delivered_chars == 0:
-        case.seen.first_text()
+        case.seen.first_text(case.house.clock.monotonic_s())
     case.progress.delivered_chars += len(text)
     return Delta(text)
 
@@ -339,7 +343,7 @@ async def _settle(case: _Case, *, client_gone: bool) -> Outcome:
         await case.house.recorder.close(case.turn, outcome, case.progress.risk, client_gone=client_gone)
     except StoreError as error:
         case.house.observer.store_failed("close", error.kind)
-    case.seen.closed(outcome, client_gone=client_gone)
+    case.seen.closed(outcome, case.house.clock.monotonic_s(), client_gone=client_gone)
     return outcome
 
 
