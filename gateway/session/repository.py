@@ -21,9 +21,7 @@ class RiskRepository:
         state = await self._unit.conversations.load(app_id, external_id)
         return None if state is None else msgspec.convert(state.risk, Risk, strict=False)
 
-    async def save(
-        self, app_id: str, external_id: str, risk: Risk, *, end_user_hash: str | None, now: datetime
-    ) -> str:
+    async def save(self, app_id: str, external_id: str, risk: Risk, *, end_user_hash: str | None, now: datetime) -> str:
         """Store the state; returns the conversation's internal id."""
         return await self._unit.conversations.save(
             app_id,
