@@ -5,9 +5,9 @@ It reads in pages, so a trail of any length is checked in bounded memory.
 
 from __future__ import annotations
 
-import hmac
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import Final, Literal
 
 import msgspec
@@ -112,8 +112,9 @@ class Verifier:
             self.fail(expected.seq, "other_head")
 
 
-def _same(left: object, right: str) -> bool:
-    return isinstance(left, str) and hmac.compare_digest(left.encode("utf-8", "surrogatepass"), right.encode())
+def _same(left: object, right: object) -> bool:
+    """Equal strings; a field that is not one, as a hostile row may have, equals nothing."""
+    return isinstance(left, str) and isinstance(right, str) and left == right
 
 
 def verify(rows: Iterable[Entry], head: Head | None = None) -> VerifyResult:
@@ -125,15 +126,16 @@ def verify(rows: Iterable[Entry], head: Head | None = None) -> VerifyResult:
     return verifier.result()
 
 
-async def verify_stream(rows: AsyncIterator[Entry], head: Head | None = None) -> VerifyResult:
+async def verify_stream(rows: AsyncGenerator[Entry, None], head: Head | None = None) -> VerifyResult:
     """Check entries as they are read.  ``ValueError`` from the reader is an entry that cannot be decoded."""
     verifier = Verifier(head)
-    try:
-        async for row in rows:
-            if not verifier.feed(row):
-                break
-    except ValueError:
-        verifier.fail(verifier.next_seq, "unreadable")
+    async with aclosing(rows):
+        try:
+            async for row in rows:
+                if not verifier.feed(row):
+                    break
+        except ValueError:
+            verifier.fail(verifier.next_seq, "unreadable")
     return verifier.result()
 
 

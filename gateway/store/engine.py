@@ -106,7 +106,12 @@ def sqlite_engine(path: Path, lock_timeout_s: float = LOCK_TIMEOUT_S, access: Ac
             _create_private(path)
         mode = "ro" if access == "foreign" else "rw"
         connection = sqlite3.connect(
-            f"file:{quote(str(path.absolute()))}?mode={mode}", uri=True, timeout=lock_timeout_s, isolation_level=None
+            f"file:{quote(str(path.absolute()))}?mode={mode}",
+            uri=True,
+            timeout=lock_timeout_s,
+            isolation_level=None,
+            # `_Desk` keeps a connection to one thread; the exception is its burial at interpreter exit.
+            check_same_thread=False,
         )
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA trusted_schema = OFF")

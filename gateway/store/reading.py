@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from gateway.audit.log import Entry
 from gateway.store.engine import Runner, open_channel
 from gateway.store.repositories.audit import MAX_PAGE, read_page
 
 
-async def audit_entries(url: str) -> AsyncIterator[Entry]:
+async def audit_entries(url: str) -> AsyncGenerator[Entry, None]:
     """Every entry in order of its number, a page at a time.
 
     Raises ``ValueError`` at a row that cannot be decoded, after every row before it.
