@@ -204,10 +204,10 @@ def _from_state(name: str) -> Callable[[State], Any]:
 
 
 def _handlers(app: Litestar) -> Iterator[tuple[str, Any]]:
-    """Every path with each handler that serves it."""
+    """Every path with each handler of ours that serves it.  Litestar's own OPTIONS answers are refused by the guard."""
     for route in app.routes:
         for handler in getattr(route, "route_handlers", None) or [getattr(route, "route_handler", None)]:
-            if handler is not None:
+            if handler is not None and getattr(handler, "http_methods", None) != {"OPTIONS"}:
                 yield route.path, handler
 
 

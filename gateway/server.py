@@ -48,20 +48,38 @@ def run(settings: Settings, listener: socket.socket) -> int:
 
 
 class _StartupFailure:
-    """Keeps the reason why the lifespan failed: uvicorn would log it and forget it."""
+    """Keeps the reason why the lifespan failed, and its traceback away from people: uvicorn would print it."""
 
     def __init__(self) -> None:
         self.error: StartupError | None = None
 
     def watching(self, app: Litestar) -> Any:
         async def watched(scope: Any, receive: Any, send: Any) -> None:
-            try:
+            if scope["type"] != "lifespan":
                 await app(scope, receive, send)
-            except StartupError as error:
-                self.error = error
+                return
+            try:
+                await app(scope, receive, _without_traceback(send))
+            except BaseException as error:
+                self.error = _startup_error(error)
                 raise
 
         return watched
+
+
+def _without_traceback(send: Any) -> Any:
+    async def quiet(message: Any) -> None:
+        failed = message["type"] == "lifespan.startup.failed"
+        await send({"type": message["type"], "message": ""} if failed else message)
+
+    return quiet
+
+
+def _startup_error(error: BaseException) -> StartupError | None:
+    """The refusal behind whatever groups it came wrapped in; None when it was something else, a bug."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, StartupError) else None
 
 
 def _banner(settings: Settings, app: Litestar, listener: socket.socket) -> str:

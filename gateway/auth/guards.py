@@ -6,6 +6,7 @@ stops the gateway from starting (`check_routes`) and, were it ever reached, answ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -17,9 +18,10 @@ from gateway.auth.principal import Principal
 from gateway.auth.signin import SESSION_COOKIE, SignIn
 from gateway.errors import Forbidden, StartupError, Unauthenticated
 
-OPEN_ROUTES: Final = frozenset({"/", "/login", "/healthz", "/readyz", "/metrics", "/static/{path:path}"})
+OPEN_ROUTES: Final = frozenset({"/", "/login", "/healthz", "/readyz", "/metrics", "/static/{file_path}"})
 """Routes that answer without a credential.  They hold no text of a person and change nothing."""
 
+_PARAMETER_TYPE: Final = re.compile(r":[a-z]+\}")
 _SCOPE: Final = "havengate_scope"
 _PRINCIPAL: Final = "havengate_principal"
 MAX_CREDENTIAL_CHARS: Final = 512
@@ -49,7 +51,7 @@ class Guard:
         """Let the connection through, or raise `Unauthenticated` or `Forbidden`."""
         needed = handler.opt.get(_SCOPE)
         if needed is None:
-            if OPEN_ROUTES.isdisjoint(handler.paths):
+            if connection.scope.get("path_template") not in OPEN_ROUTES:
                 raise Forbidden("This route is not open.")
             return
         principal = await self._authenticate(connection)
@@ -75,7 +77,7 @@ class Guard:
 def check_routes(routes: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     """Refuse to start when a route (path, options) is neither open by name nor guarded by a scope."""
     for path, options in routes:
-        if path not in OPEN_ROUTES and _SCOPE not in options:
+        if _PARAMETER_TYPE.sub("}", path) not in OPEN_ROUTES and _SCOPE not in options:
             raise StartupError(f"The route {path} is neither open nor guarded; give it a scope.")
 
 
