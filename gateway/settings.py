@@ -102,15 +102,14 @@ class PolicySettings(Section):
 class HoldbackSettings(Section):
     """How much of an answer waits for its verdict (`gateway/pipeline/holdback.py`), in code points."""
 
-    first_chars: int = Field(default=60, ge=1, le=4_096)
+    first_chars: int = Field(default=60, ge=24, le=4_096)
     window_chars: int = Field(default=280, ge=1, le=4_096)
     overlap_chars: int = Field(default=280, ge=0, le=4_096)
-    max_hold_chars: int = Field(default=1_200, ge=1, le=16_384)
 
     @model_validator(mode="after")
     def _in_order(self) -> HoldbackSettings:
-        if not self.first_chars <= self.window_chars <= self.max_hold_chars:
-            raise ValueError("must satisfy first_chars <= window_chars <= max_hold_chars")
+        if self.first_chars > self.window_chars:
+            raise ValueError("must satisfy first_chars <= window_chars")
         return self
 
 

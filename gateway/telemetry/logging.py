@@ -106,12 +106,17 @@ class Bridge(logging.Handler):
             "library": record.name,
             "where": f"{PurePath(record.pathname).name}:{record.funcName}:{record.lineno}",
         }
-        if record.name.partition(".")[0] in TEMPLATE_LIBRARIES and isinstance(record.msg, str):
-            line["template"] = record.msg.strip()[:MAX_CHARS]
+        if record.name.partition(".")[0] in TEMPLATE_LIBRARIES and _is_template(record.msg):
+            line["template"] = record.msg.strip()
         error = _error_of(record.exc_info)
         if error is not None:
             line.update(error_shape(error))
         return line
+
+
+def _is_template(message: object) -> bool:
+    """One short line.  uvicorn also hands on whole tracebacks as its message; those quote data."""
+    return isinstance(message, str) and len(message) <= MAX_CHARS and "\n" not in message.strip()
 
 
 def route_libraries(level: str, form: Format, stream: TextIO) -> Callable[[], None]:
