@@ -198,22 +198,30 @@ class _SqliteTransaction:
         self._last = work
 
     def _begun_work(self, connection: Connection, work: Callable[[Connection], T]) -> T:
+        raw = raw_sqlite(connection)
         if not self._begun:
-            raw = raw_sqlite(connection)
             raw.execute(f"PRAGMA synchronous = {self._synchronous}")
             raw.execute("BEGIN IMMEDIATE")
             self._begun = True
+        self._check_unbroken(raw)
         return work(connection)
 
     def commit(self, connection: Connection) -> None:
         try:
             if self._last is not None:
                 self._begun_work(connection, self._last)
+            if self._begun:
+                self._check_unbroken(raw_sqlite(connection))
             connection.commit()
             raw_sqlite(connection).commit()
         except BaseException:
             self.rollback(connection)
             raise
+
+    def _check_unbroken(self, raw: sqlite3.Connection) -> None:
+        """SQLite may roll back by itself (a full disk, an I/O error); what follows must not run outside it."""
+        if not raw.in_transaction:
+            raise StoreError("unavailable", "rolled back")
 
     def rollback(self, connection: Connection) -> None:
         connection.rollback()

@@ -63,7 +63,9 @@ def classify(error: Exception) -> StoreError:
         return StoreError(_SQLITE_KINDS.get(code & 0xFF, "unavailable"), str(getattr(original, "sqlite_errorname", "")))
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     if isinstance(state, str):
-        kind: StoreErrorKind = "conflict" if state.startswith("23") else _SQLSTATE_KINDS.get(state, "unavailable")
+        # Class 22: a value the column cannot hold.  Class 23: a constraint.
+        broken = state.startswith(("22", "23"))
+        kind: StoreErrorKind = "conflict" if broken else _SQLSTATE_KINDS.get(state, "unavailable")
         return StoreError(kind, state)
     return StoreError("unavailable", type(original).__name__)
 
@@ -73,8 +75,5 @@ def translated() -> Iterator[None]:
     """Turn errors of the database into `StoreError`; the original, which may quote values, is not chained."""
     try:
         yield
-    except (SQLAlchemyError, sqlite3.Error, OSError, TimeoutError) as error:
-        failure = classify(error)
-    else:
-        return
-    raise failure
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise classify(error) from None

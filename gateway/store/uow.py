@@ -48,10 +48,12 @@ class UnitOfWork:
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` over the transaction's connection, after whatever was kept back."""
         self._check_open()
+        if self._failure is not None:
+            raise self._failure
         try:
             return await self._runner(partial(self._flush_and, work) if self._pending else work)
         except StoreError as error:
-            self._failure = self._failure or error
+            self._failure = error
             raise
 
     def later(self, work: Callable[[Connection], None]) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import sys
 import threading
+import traceback
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -98,6 +99,36 @@ async def test_a_failure_that_was_caught_inside_still_undoes_the_unit(tmp_path: 
                 with pytest.raises(StoreError):
                     await unit.incidents.open_or_update(incident(severity=9))
         assert caught.value.kind == "conflict"
+        assert await counts(store) == (0, 0, 0, False)
+
+
+async def test_nothing_more_is_done_in_a_unit_that_failed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        with pytest.raises(StoreError) as caught:  # noqa: PT012 - the unit is the statement
+            async with store.begin() as unit:
+                with pytest.raises(StoreError):
+                    await unit.run(lambda connection: connection.exec_driver_sql("SELECT * FROM absent"))
+                with pytest.raises(StoreError):
+                    await unit.incidents.open_or_update(incident())
+        assert caught.value.kind == "unavailable"
+        assert await counts(store) == (0, 0, 0, False)
+
+
+async def test_a_transaction_that_sqlite_ended_is_not_taken_for_committed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+
+        def end_it(connection: Connection) -> None:
+            raw_sqlite(connection).execute("ROLLBACK")
+
+        with pytest.raises(StoreError) as caught:  # noqa: PT012 - the unit is the statement
+            async with store.begin() as unit:
+                await intervene(unit)
+                await unit.run(end_it)
+        assert (caught.value.kind, caught.value.reason) == ("unavailable", "rolled back")
+        with pytest.raises(StoreError):  # noqa: PT012 - the unit is the statement
+            async with store.begin() as unit:
+                await unit.run(end_it)
+                await intervene(unit)
         assert await counts(store) == (0, 0, 0, False)
 
 
@@ -288,10 +319,11 @@ async def test_errors_hold_no_value_and_no_sql(tmp_path: Path) -> None:
             async with store.begin() as unit:
                 await unit.incidents.open_or_update(incident(subject=CANARY))
         error = caught.value
-        shown = f"{error} {error!r} {error.reason} {error.__cause__!r} {error.__context__!r}"
+        shown = f"{error!r} {error.reason} {''.join(traceback.format_exception(error))}"
         assert error.kind == "conflict"
         assert CANARY not in shown
         assert "INSERT" not in shown
+        assert "CHECK constraint" not in shown
 
 
 async def test_a_reading_unit_writes_nothing(tmp_path: Path) -> None:
@@ -386,6 +418,7 @@ class Postgres(Exception):
         (Postgres("40P01"), "locked"),
         (Postgres("53100"), "full"),
         (Postgres("23505"), "conflict"),
+        (Postgres("22001"), "conflict"),
         (Postgres("40001"), "conflict"),
         (Postgres("57P01"), "unavailable"),
         (TimeoutError(), "unavailable"),
