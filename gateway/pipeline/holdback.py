@@ -4,6 +4,7 @@ A boundary depends on the text before it and one character after it, never on ho
 the stream: the same answer always gives the same windows and so the same verdicts.  The first window
 is short (time to the first word), later ones end at sentences; a window that finds no sentence end is
 cut at white space, or between two grapheme clusters, so that no character is ever split (UAX #29).
+A cut in mid-sentence is judged together with what follows it, for half a sentence says little of its end.
 """
 
 from __future__ import annotations
@@ -21,26 +22,34 @@ _FULL_WIDTH_END: Final = frozenset("。！？")
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """Sizes in characters.  ``overlap_chars`` is how much already released text is judged again with a window."""
+    """Sizes in characters.
+
+    ``overlap_chars`` is how much already released text is judged again with a window, ``lookahead_chars``
+    how much text after a cut in mid-sentence is judged before the cut is released.
+    """
 
     first_chars: int = 60
     window_chars: int = 280
     min_chars: int = 24
     overlap_chars: int = 280
+    lookahead_chars: int = 24
 
     def __post_init__(self) -> None:
         if not 0 < self.min_chars <= self.first_chars <= self.window_chars:
             raise ValueError("hold-back sizes must satisfy 0 < min_chars <= first_chars <= window_chars")
+        if not 0 <= self.lookahead_chars < self.first_chars:
+            raise ValueError("hold-back sizes must satisfy 0 <= lookahead_chars < first_chars")
         if self.overlap_chars < 0:
             raise ValueError("overlap_chars must not be negative")
 
 
 class Window(msgspec.Struct, frozen=True):
-    """``text[start:end]`` is released if ``text[judged_from:end]`` is found fit."""
+    """``text[start:end]`` is released if ``text[judged_from:judged_to]``, which contains it, is found fit."""
 
     start: int
     end: int
     judged_from: int
+    judged_to: int
 
 
 def next_window(text: str, start: int, rules: Rules, *, finished: bool) -> Window | None:
@@ -50,20 +59,23 @@ def next_window(text: str, start: int, rules: Rules, *, finished: bool) -> Windo
     """
     if not 0 <= start <= len(text):
         raise ValueError("start is outside the text")
-    end = _next_boundary(text, start, rules)
-    if end is None and finished and start < len(text):
-        end = len(text)
-    return None if end is None else Window(start, end, _overlap_start(text, start, rules.overlap_chars))
+    judged_from = _overlap_start(text, start, rules.overlap_chars)
+    limit = rules.first_chars if start == 0 else rules.window_chars
+    end = _sentence_boundary(text, start, limit, rules)
+    if end is not None:
+        return Window(start, end, judged_from, end)
+    if len(text) > start + limit:
+        return Window(start, _forced_cut(text, start, limit - rules.lookahead_chars), judged_from, start + limit)
+    return Window(start, len(text), judged_from, len(text)) if finished and start < len(text) else None
 
 
-def _next_boundary(text: str, start: int, rules: Rules) -> int | None:
-    first = start == 0
-    limit = rules.first_chars if first else rules.window_chars
+def _sentence_boundary(text: str, start: int, limit: int, rules: Rules) -> int | None:
+    """The first end of a sentence (in the first window: of a clause) within the limit."""
     # One character of look-ahead: a mark that joins the last character must be seen before the cut.
     for end in range(start + rules.min_chars, min(start + limit, len(text) - 1) + 1):
-        if _ends_sentence(text, end, clause=first) and is_cluster_boundary(text, end):
+        if _ends_sentence(text, end, clause=start == 0) and is_cluster_boundary(text, end):
             return end
-    return _forced_cut(text, start, limit) if len(text) > start + limit else None
+    return None
 
 
 def _ends_sentence(text: str, end: int, *, clause: bool) -> bool:

@@ -231,7 +231,7 @@ async def _speak(case: _Case) -> AsyncGenerator[Delta, None]:
             while (window := next_window(text, released, case.house.holdback, finished=finished)) is not None:
                 verdict = await _judge_window(case, text, window)
                 if not verdict.model_may_speak:
-                    yield await _stop(case, verdict, text[: window.end])
+                    yield await _stop(case, verdict, text[: window.judged_to])
                     return
                 released = window.end
                 yield _deliver(case, text[window.start : window.end])
@@ -246,7 +246,7 @@ def _note(case: _Case, chunk: Chunk) -> bool:
 
 
 async def _judge_window(case: _Case, text: str, window: Window) -> Decision:
-    reading = await case.house.panel.read(reply_passage(case.turn, text[window.judged_from : window.end]))
+    reading = await case.house.panel.read(reply_passage(case.turn, text[window.judged_from : window.judged_to]))
     for name, state in reading.detectors.items():
         if state == "unavailable":
             case.progress.detectors[name] = state

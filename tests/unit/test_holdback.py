@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.pipeline.holdback import Rules, Window, is_cluster_boundary, next_window
 
-RULES = Rules(first_chars=20, window_chars=60, min_chars=8, overlap_chars=40)
+RULES = Rules(first_chars=20, window_chars=60, min_chars=8, overlap_chars=40, lookahead_chars=6)
 PROSE = "It is good that you wrote. We can take this slowly, one thing at a time. What happened today? Tell me more."
 texts = st.text(alphabet=st.sampled_from("ab .,!?\n。é\u0301\u200d👍🏽🇩🇪"), max_size=300)
 
@@ -38,7 +38,7 @@ def test_windows_cover_the_text_exactly_and_in_order(text: str, cuts: list[int])
     for before, after in itertools.pairwise(found):
         assert before.end == after.start
     for window in found:
-        assert 0 <= window.judged_from <= window.start < window.end
+        assert 0 <= window.judged_from <= window.start < window.end <= window.judged_to <= len(text)
 
 
 @given(texts)
@@ -56,18 +56,27 @@ def test_no_cluster_is_split_unless_it_outgrows_a_window(text: str) -> None:
 
 def test_the_first_window_ends_early_and_later_ones_at_sentences() -> None:
     pieces = [PROSE[window.start : window.end] for window in windows(PROSE, [])]
-    assert pieces[0] == "It is good that you "
+    assert pieces[0] == "It is good "
     assert "".join(pieces) == PROSE
     assert all(piece.rstrip().endswith((".", "?")) for piece in pieces[1:])
 
 
+@given(texts)
+def test_a_cut_in_mid_sentence_is_judged_with_what_follows(text: str) -> None:
+    for window in windows(text, []):
+        if window.judged_to != window.end:
+            limit = RULES.first_chars if window.start == 0 else RULES.window_chars
+            assert window.judged_to == window.start + limit
+            assert window.judged_to - window.end >= RULES.lookahead_chars or not is_cluster_boundary(text, window.end)
+
+
 def test_nothing_is_cut_before_the_next_character_is_known() -> None:
     assert next_window("It is good. ", 0, RULES, finished=False) is None
-    assert next_window("It is good. N", 0, RULES, finished=False) == Window(0, 12, 0)
+    assert next_window("It is good. N", 0, RULES, finished=False) == Window(0, 12, 0, 12)
 
 
 def test_the_overlap_starts_at_a_word() -> None:
-    rules = Rules(first_chars=20, window_chars=60, min_chars=8, overlap_chars=10)
+    rules = Rules(first_chars=20, window_chars=60, min_chars=8, overlap_chars=10, lookahead_chars=6)
     window = windows(PROSE, [], rules)[2]
     assert window.judged_from < window.start
     assert PROSE[window.judged_from - 1].isspace()
@@ -85,7 +94,7 @@ def test_one_endless_character_is_cut_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"first_chars": 0}, {"min_chars": 0}, {"first_chars": 400}, {"min_chars": 100}, {"overlap_chars": -1}]
+    "sizes", [{"first_chars": 0}, {"min_chars": 0}, {"first_chars": 400}, {"min_chars": 100}, {"overlap_chars": -1}, {"lookahead_chars": 60}]
 )
 def test_impossible_sizes_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="hold-back|overlap"):
