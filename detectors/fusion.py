@@ -105,7 +105,7 @@ def _crisis(judgements: Mapping[str, Judgement]) -> Crisis:
         spans.extend(span for s in own if s.flagged for span in s.spans)
     if severity > 0 and not labels:
         labels = [max(scores, key=lambda name: scores[name])] if scores else ["suicide"]
-    imminence = max((j.imminence for j in judgements.values()), key=_IMMINENCE.index, default="none")
+    imminence: Imminence = max((j.imminence for j in judgements.values()), key=_IMMINENCE.index, default="none")
     return Crisis(
         severity=severity,
         score=score,

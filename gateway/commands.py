@@ -9,7 +9,7 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -190,50 +190,52 @@ def policy_check(arguments: argparse.Namespace) -> int:
 
 def detect(arguments: argparse.Namespace) -> int:
     """Judge every row; 1 if any row could not be read."""
-    from detectors.batch import detect_rows
+    from detectors.batch import detect_file
     from gateway.main import open_panel
 
     settings = _settings(arguments)
 
-    async def work() -> bool:
+    async def work() -> int:
         panel, _ = await open_panel(settings)
-        failed = False
         try:
             with arguments.input.open("rb") as rows, arguments.output.open("wb") as out:
-                async for row in detect_rows(panel, rows):
-                    failed = failed or "error" in row
-                    out.write(msgspec.json.encode(row) + b"\n")
+                return 1 if await detect_file(panel, rows, out) else 0
         finally:
             await panel.aclose()
-        return failed
 
-    return 1 if _with_files(work) else 0
+    return _with_files(work)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure the detectors on labelled rows and write a report in Markdown."""
-    from detectors.evaluate import evaluate_file
+    from detectors import evaluate as measure
     from gateway.main import open_panel
 
     settings = _settings(arguments)
 
-    async def work() -> bool:
-        panel, _ = await open_panel(settings)
+    async def work() -> int:
+        panel, detectors = await open_panel(settings)
         try:
-            report = await evaluate_file(panel, arguments.input)
+            with arguments.input.open("rb") as lines:
+                rows = measure.read_labelled(lines)
+            report = measure.evaluate(rows, [await panel.read(row.passage()) for row in rows])
         finally:
             await panel.aclose()
-        arguments.output.write_text(report, encoding="utf-8")
-        return False
+        named = ", ".join(f"{detector.info.name} {detector.info.digest[:12]}" for detector in detectors)
+        text = measure.markdown(report, title="Detectors", data=arguments.input.name, detectors=named)
+        arguments.output.write_text(text, encoding="utf-8")
+        return 0
 
-    return 1 if _with_files(work) else 0
+    return _with_files(work)
 
 
-def _with_files(work: Any) -> bool:
+def _with_files(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     try:
-        return bool(asyncio.run(work()))
+        return asyncio.run(work())
     except OSError as error:
         raise StartupError(f"{error.filename}: {error.strerror}.") from None
+    except ValueError as error:
+        raise StartupError(str(error)) from None
 
 
 # --- doctor ------------------------------------------------------------------------------------
