@@ -30,7 +30,7 @@ types: setup-test  ## Check types (mypy --strict)
 	@$(BIN)/mypy
 
 bench: setup-test  ## Measure the gateway and write docs/results/
-	@$(BIN)/python -m tests.load.bench
+	@$(BIN)/python scripts/bench.py
 
 clean:  ## Remove .venv, caches and set-up logs; .havengate (your data) stays
 	@rm -rf .venv tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -122,13 +122,14 @@ def _is_template(message: object) -> bool:
 def route_libraries(level: str, form: Format, stream: TextIO) -> Callable[[], None]:
     """Send every library's records through one `Bridge`.  Returns the undo.
 
-    Handlers that libraries installed for themselves are set aside, else they would print arguments.
+    Handlers that libraries installed for themselves are set aside, else they would print arguments.  Libraries
+    speak from ``warning`` up: their everyday lines say little once the arguments are gone.
     """
     root = logging.getLogger()
     bridge = Bridge(level, form, stream)
     before = (root.handlers[:], root.level)
     root.handlers[:] = [bridge]
-    root.setLevel(max(_level_number(level), logging.INFO))
+    root.setLevel(max(_level_number(level), logging.WARNING))
     aside: list[tuple[logging.Logger, list[logging.Handler], bool, bool]] = []
     names = {*TEMPLATE_LIBRARIES, *SILENT_LOGGERS, "uvicorn.error", "uvicorn.asgi"}
     for name in sorted(names):

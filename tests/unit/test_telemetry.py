@@ -101,14 +101,15 @@ def test_an_exception_is_a_type_a_place_and_its_causes(watched: Watched) -> None
 
 
 def test_the_standard_library_goes_through_the_same_door(watched: Watched) -> None:
-    logging.getLogger("uvicorn.error").info("Started server process [%s]", CANARY)
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request from %s", CANARY)
+    logging.getLogger("alembic").info("an everyday line")
     logging.getLogger("uvicorn.error").error(f"Traceback:\nValueError: {CANARY}")  # noqa: G004 - as uvicorn does
     logging.getLogger("sqlalchemy.engine").warning(f"row {CANARY}")  # noqa: G004 - as libraries do
     logging.getLogger("asyncio").error("task failed", exc_info=ValueError(CANARY))
-    logging.getLogger("uvicorn.access").info('%s - "POST /%s"', "127.0.0.1", CANARY)
+    logging.getLogger("uvicorn.access").error('%s - "POST /%s"', "127.0.0.1", CANARY)
     lines = watched.lines()
     assert [line["library"] for line in lines] == ["uvicorn.error", "uvicorn.error", "sqlalchemy.engine", "asyncio"]
-    assert lines[0]["template"] == "Started server process [%s]"
+    assert lines[0]["template"] == "Invalid HTTP request from %s"
     assert not any("template" in line for line in lines[1:])
     assert lines[3]["error_type"] == "ValueError"
     assert all(line["where"].startswith("test_telemetry.py:") for line in lines)
