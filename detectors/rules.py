@@ -1,0 +1,255 @@
+"""The notation of the lexicon: decode a rule file, compile it, match one rule.
+
+The head of ``data/lexicon.toml`` explains the notation.  Phrases have no unbounded repetition, so that matching is
+linear in the text; a rule that is wrong is refused when the file is loaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from detectors.api import CATEGORIES, MAX_SEVERITY, OUTPUT_HARMS, DetectorError, Imminence, Span, Subject, Time
+
+MAX_MATCHES: Final = 8
+"""Matches of one rule that are reported in one text."""
+_MAX_LOOKED_AT: Final = 64
+_SENTENCE_CHARS: Final = 96
+_LABELS: Final = frozenset([f"crisis:{name}" for name in CATEGORIES] + [f"output:{name}" for name in OUTPUT_HARMS])
+
+
+class _GuardSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+class RuleSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+    labels: tuple[str, ...]
+    needs: tuple[str, ...]
+    phrases: tuple[str, ...]
+    yes: tuple[str, ...]
+    no: tuple[str, ...]
+    severity: int = 0
+    subject: Subject = "none"
+    imminence: Imminence = "none"
+    time: Time = "ongoing"
+    guards: tuple[str, ...] = ()
+    after_not: str = ""
+    open_start: bool = False
+    open_end: bool = False
+
+
+class _ConfirmationSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    labels: tuple[str, ...]
+    severity: int
+    question: tuple[str, ...]
+    answer: tuple[str, ...]
+    subject: Subject = "self"
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: str
+    macro: dict[str, str]
+    guard: dict[str, _GuardSource]
+    rule: tuple[RuleSource, ...]
+    confirmation: _ConfirmationSource
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    labels: tuple[str, ...]
+    severity: int
+    subject: Subject
+    imminence: Imminence
+    time: Time
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    id: str
+    output: bool
+    needs: tuple[str, ...]
+    pattern: re.Pattern[str]
+    before: tuple[re.Pattern[str], ...]
+    after: tuple[re.Pattern[str], ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    rules: tuple[Rule, ...]
+    question: re.Pattern[str]
+    answer: re.Pattern[str]
+    confirmed: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One reading of a passage: the folded text, the way back to raw offsets, and where a match must end after."""
+
+    key: str
+    back: Callable[[int, int], Span]
+    not_before: int = 0
+
+
+_DOUBLED: Final = re.compile(r"([^\W\d_])\1+")
+_DOUBLED_IN_PATTERN: Final = re.compile(r"(\\.|\[[^\]]*\])|([^\W\d_])\2+")
+
+
+def fold(text: str) -> tuple[str, Sequence[int]]:
+    """Lower case, doubled letters written once, and the place in ``text`` of each character that stayed."""
+    low = text.lower()
+    if len(low) != len(text):
+        low = "".join(char if len(char.lower()) != 1 else char.lower() for char in text)
+    places: list[int] = []
+    parts: list[str] = []
+    last = 0
+    for match in _DOUBLED.finditer(low):
+        parts.append(low[last : match.start() + 1])
+        places.extend(range(last, match.start() + 1))
+        last = match.end()
+    if not parts:
+        return low, range(len(low))
+    places.extend(range(last, len(low)))
+    return "".join(parts) + low[last:], places
+
+
+def view_of(text: str, outer: Callable[[int, int], Span], not_before: int = 0) -> View:
+    """Fold ``text``; ``outer`` maps its offsets to raw ones.  A match must end after offset ``not_before`` of it."""
+    key, places = fold(text)
+
+    def back(start: int, end: int) -> Span:
+        return outer(places[start], places[end - 1] + 1)
+
+    start = next((index for index, place in enumerate(places) if place >= not_before), 0) if not_before else 0
+    return View(key, back, start)
+
+
+def _squeeze_pattern(source: str) -> str:
+    return _DOUBLED_IN_PATTERN.sub(lambda m: m.group(1) or m.group(2), source)
+
+
+class _Compiler:
+    """Turns the notation of the rule file into patterns.  Errors name the rule, as `DetectorError` ("load")."""
+
+    def __init__(self, source: Source) -> None:
+        self._macros = source.macro
+        self._guards = source.guard
+
+    def phrases(self, owner: str, sources: Sequence[str], *, start: str, end: str) -> re.Pattern[str]:
+        return self.pattern(owner, f"{start}(?:{'|'.join(self._phrase(owner, one) for one in sources)}){end}")
+
+    def pattern(self, owner: str, source: str) -> re.Pattern[str]:
+        try:
+            return re.compile(_squeeze_pattern(source))
+        except re.error as error:
+            raise DetectorError("load", f"lexicon: {owner}: {error}") from error
+
+    def guard(self, name: str, owner: str) -> _GuardSource:
+        if name not in self._guards:
+            raise DetectorError("load", f"lexicon: {owner}: unknown guard {name!r}")
+        return self._guards[name]
+
+    def _phrase(self, owner: str, source: str) -> str:
+        for _ in range(4):  # macros may name macros, four deep at most
+            source = re.sub(r"<(\w+)>", lambda match: self._macro(owner, match.group(1)), source)
+        if re.search(r"(?<!\\)[*+{]", source):
+            raise DetectorError("load", f"lexicon: {owner}: a phrase may not use '*', '+' or '{{'")
+        blank = r"[ \n\-]?"
+        # A blank that is itself optional ("foo ?") already says so.
+        return re.sub(r" \??", lambda _: blank, source)
+
+    def _macro(self, owner: str, name: str) -> str:
+        if name not in self._macros:
+            raise DetectorError("load", f"lexicon: {owner}: unknown macro {name!r}")
+        return self._macros[name]
+
+
+def decode_rules(data: bytes) -> Source:
+    """Decode a rule file; `DetectorError` ("load") says what is wrong with its shape."""
+    try:
+        return msgspec.toml.decode(data, type=Source)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DetectorError("load", f"lexicon: {error}") from error
+
+
+def compile_rules(source: Source) -> Lexicon:
+    """Compile every rule; `DetectorError` ("load") names the rule that is wrong."""
+    compiler = _Compiler(source)
+    confirmed = source.confirmation
+    return Lexicon(
+        rules=tuple(_compile_rule(compiler, rule) for rule in source.rule),
+        question=compiler.phrases("confirmation", confirmed.question, start=r"(?<!\w)", end=r"(?!\w)"),
+        answer=compiler.phrases("confirmation", confirmed.answer, start=r"\W{0,4}", end=r"\W{0,4}\Z"),
+        confirmed=_verdict("confirmation", confirmed.labels, confirmed.severity, confirmed.subject, "none", "ongoing"),
+    )
+
+
+def _compile_rule(compiler: _Compiler, rule: RuleSource) -> Rule:
+    guards = [compiler.guard(name, rule.id) for name in rule.guards]
+    after = [one for guard in guards for one in guard.after] + ([f"^{rule.after_not}"] if rule.after_not else [])
+    return Rule(
+        id=rule.id,
+        output=rule.labels[:1] != () and rule.labels[0].startswith("output:"),
+        needs=tuple(fold(need)[0] for need in rule.needs),
+        pattern=compiler.phrases(
+            rule.id,
+            rule.phrases,
+            start="" if rule.open_start else r"(?<!\w)",
+            end="" if rule.open_end else r"(?!\w)",
+        ),
+        before=tuple(compiler.pattern(rule.id, one) for guard in guards for one in guard.before),
+        after=tuple(compiler.pattern(rule.id, one) for one in after),
+        verdict=_verdict(rule.id, rule.labels, rule.severity, rule.subject, rule.imminence, rule.time),
+    )
+
+
+def _verdict(
+    owner: str, labels: tuple[str, ...], severity: int, subject: Subject, imminence: Imminence, time: Time
+) -> Verdict:
+    unknown = [label for label in labels if label not in _LABELS]
+    crisis = bool(labels) and labels[0].startswith("crisis:")
+    if unknown or not labels or not (1 <= severity <= MAX_SEVERITY if crisis else severity == 0):
+        raise DetectorError(
+            "load", f"lexicon: {owner}: labels {unknown or labels} or severity {severity} are not valid"
+        )
+    return Verdict(labels, severity, subject, imminence, time)
+
+
+def matches(rule: Rule, view: View) -> list[Span]:
+    """Raw spans of the matches of ``rule`` that no guard excuses, at most `MAX_MATCHES`."""
+    if not any(need in view.key for need in rule.needs):
+        return []
+    spans: list[Span] = []
+    for match in itertools.islice(rule.pattern.finditer(view.key), _MAX_LOOKED_AT):
+        if match.end() > match.start() and match.end() > view.not_before and not _excused(rule, view.key, match):
+            spans.append(view.back(match.start(), match.end()))
+            if len(spans) == MAX_MATCHES:
+                break
+    return spans
+
+
+_SENTENCE_END: Final = re.compile(r"[.!?;\n](?![.!?])|[。！？]")
+
+
+def _excused(rule: Rule, key: str, match: re.Match[str]) -> bool:
+    start, end = match.span()
+    before = _last_sentence(key[max(start - _SENTENCE_CHARS, 0) : start])
+    after = _first_sentence(key[end : end + _SENTENCE_CHARS])
+    return any(p.search(before) for p in rule.before) or any(p.search(after) for p in rule.after)
+
+
+def _last_sentence(text: str) -> str:
+    ends = [stop.end() for stop in _SENTENCE_END.finditer(text)]
+    return text[ends[-1] :].lstrip() if ends else text
+
+
+def _first_sentence(text: str) -> str:
+    stop = _SENTENCE_END.search(text)
+    return text[: stop.end()] if stop else text
