@@ -218,10 +218,10 @@ def _lines(messages: list[WireMessage], limits: Limits) -> tuple[Line, ...]:
         raise BadRequest("'messages' must hold at least one message.", param="messages")
     if len(messages) > limits.max_messages:
         raise BadRequest(f"'messages' holds more than {limits.max_messages} messages.", param="messages")
-    lines = tuple(_line(message, index, limits) for index, message in enumerate(messages))
-    if lines[-1].role != "user":
-        raise BadRequest("The last message must have the role 'user'.", param=f"messages[{len(lines) - 1}].role")
-    return lines
+    if _ROLES.get(messages[-1].role) != "user":
+        raise BadRequest("The last message must have the role 'user'.", param=f"messages[{len(messages) - 1}].role")
+    lines = [_line(message, index, limits) for index, message in enumerate(messages)]
+    return tuple(line for line in lines if line.text)
 
 
 def _line(message: WireMessage, index: int, limits: Limits) -> Line:
@@ -235,7 +235,7 @@ def _line(message: WireMessage, index: int, limits: Limits) -> Line:
     if message.refusal:
         raise BadRequest("'refusal' in a message is not supported by this gateway.", param=f"{where}.refusal")
     text = _text(message.content, where)
-    if not text.strip():
+    if role == "user" and not text.strip():
         raise BadRequest("The content of a message must not be empty.", param=f"{where}.content")
     if len(text) > limits.max_message_chars:
         raise BadRequest(
