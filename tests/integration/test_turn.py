@@ -99,8 +99,9 @@ async def test_a_backend_that_started_early_is_aborted_and_never_completes(tmp_p
         it.marked.gate = asyncio.Event()
         visiting = asyncio.create_task(it.visit("quiet words [S3 suicide]"))
         await asyncio.wait_for(it.marked.asked.wait(), WITHIN_S)
-        while it.backend.started == 0:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(WITHIN_S):
+            while it.backend.started == 0:
+                await asyncio.sleep(0)
         it.marked.gate.set()
         visit = await asyncio.wait_for(visiting, WITHIN_S)
         assert visit.closed.decision.action == "replace"

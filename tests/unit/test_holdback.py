@@ -17,7 +17,7 @@ texts = st.text(alphabet=st.sampled_from("ab .,!?\n。é\u0301\u200d👍🏽🇩
 
 def windows(text: str, cuts: list[int], rules: Rules = RULES) -> list[Window]:
     """Feed ``text`` in the pieces that ``cuts`` make, as a backend would."""
-    edges = sorted({cut for cut in cuts if 0 < cut < len(text)}) + [len(text)]
+    edges = [*sorted({cut for cut in cuts if 0 < cut < len(text)}), len(text)]
     found: list[Window] = []
     for edge in edges:
         finished = edge == len(text)
@@ -97,7 +97,7 @@ def test_one_endless_character_is_cut_at_the_limit() -> None:
     "sizes", [{"first_chars": 0}, {"min_chars": 0}, {"first_chars": 400}, {"min_chars": 100}, {"overlap_chars": -1}, {"lookahead_chars": 60}]
 )
 def test_impossible_sizes_are_refused(sizes: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="hold-back|overlap"):
+    with pytest.raises(ValueError, match=r"hold-back|overlap"):
         Rules(**sizes)
 
 
