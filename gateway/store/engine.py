@@ -213,7 +213,6 @@ class _SqliteTransaction:
             if self._begun:
                 self._check_unbroken(raw_sqlite(connection))
             connection.commit()
-            raw_sqlite(connection).commit()
         except BaseException:
             self.rollback(connection)
             raise
@@ -225,7 +224,6 @@ class _SqliteTransaction:
 
     def rollback(self, connection: Connection) -> None:
         connection.rollback()
-        raw_sqlite(connection).rollback()
 
 
 class SqliteChannel:
@@ -267,7 +265,10 @@ class SqliteChannel:
             await self._end(transaction.commit)
 
     async def _end(self, work: Callable[[Connection], None]) -> None:
-        """The lock opens when the transaction is over, even if whoever waits for it is cancelled meanwhile."""
+        """The lock opens when the transaction is over, even if whoever waits for it is cancelled meanwhile.
+
+        Shielded, since cancelling work that is still queued would leave the transaction open for the next unit.
+        """
         ended = self._writer.submit(work)
         ended.add_done_callback(lambda _: self._lock.release())
         await asyncio.shield(ended)

@@ -123,7 +123,7 @@ class Store:
             yield UnitOfWork(run, self.keyring, writable=False)
 
     async def health(self) -> None:
-        """Return if the record can be read and written now, else raise `StoreError`."""
+        """Return if the record has its schema and lets us begin a transaction now, else raise `StoreError`."""
         async with self._channel.write(durable=False) as transaction:
             await transaction.run(_probe)
 

@@ -24,6 +24,9 @@ from tests.unit.store_kit import event
 
 async def main(url, count):
     store = Store.open(url, Keyring.create(), lock_timeout_s=30.0)
+    await store.health()
+    print("ready", flush=True)
+    sys.stdin.readline()
     for number in range(count):
         async with store.begin() as unit:
             await unit.audit.append(event(request_id=f"req-{number}"))
@@ -142,13 +145,21 @@ async def test_many_tasks_keep_one_chain(tmp_path: Path) -> None:
 
 async def test_two_processes_keep_one_chain(tmp_path: Path) -> None:
     await kept_head(tmp_path, 1)
+    pipe = asyncio.subprocess.PIPE
     writers = [
-        await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, url_of(tmp_path), "40") for _ in range(2)
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", WRITER, url_of(tmp_path), "150", stdin=pipe, stdout=pipe
+        )
+        for _ in range(2)
     ]
-    assert [await writer.wait() for writer in writers] == [0, 0]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert await writer.stdout.readline() == b"ready\n"
+    await asyncio.gather(*(writer.communicate(b"go\n") for writer in writers))
+    assert [writer.returncode for writer in writers] == [0, 0]
     result = await verify_database(url_of(tmp_path))
     assert result.ok
-    assert result.count == 81
+    assert result.count == 301
 
 
 async def test_pages_are_bounded_and_in_order(tmp_path: Path) -> None:

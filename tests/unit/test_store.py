@@ -177,6 +177,35 @@ async def test_a_commit_that_has_begun_outlives_its_caller(tmp_path: Path) -> No
         assert await counts(store) == (1, 1, 2, True)
 
 
+async def test_a_unit_cancelled_twice_still_ends_its_transaction(tmp_path: Path) -> None:
+    """The second cancellation comes while the rollback is still queued behind work that runs."""
+    async with opened(tmp_path, lock_timeout_s=5.0) as store:
+        running, go_on = threading.Event(), threading.Event()
+
+        def slow(_connection: Connection) -> None:
+            running.set()
+            go_on.wait(5)
+
+        async def unit_of_work() -> None:
+            async with store.begin() as unit:
+                await intervene(unit)
+                await unit.run(slow)
+
+        task = asyncio.create_task(unit_of_work())
+        assert await asyncio.to_thread(running.wait, 5)
+        task.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not task.done(), "it waits for its rollback"
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+        async with store.begin() as unit:
+            await unit.audit.append(event())
+        assert await counts(store) == (0, 0, 1, False)
+
+
 async def test_a_writer_of_another_process_is_waited_for_within_a_bound(tmp_path: Path) -> None:
     async with opened(tmp_path, lock_timeout_s=0.1) as store:
         with closing(sqlite3.connect(tmp_path / "record.sqlite3", isolation_level=None)) as other:
