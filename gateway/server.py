@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import Any
 
@@ -39,6 +40,8 @@ def run(settings: Settings, listener: socket.socket) -> int:
         timeout_graceful_shutdown=int(settings.server.graceful_shutdown_s),
         h11_max_incomplete_event_size=64 * 1024,
     )
+    # When start-up fails, the reason is said once, by us; Python's last-resort handler would add uvicorn's.
+    logging.getLogger("uvicorn.error").addHandler(logging.NullHandler())
     listener.listen(config.backlog)
     server = _Server(config, _banner(settings, app, listener))
     server.run(sockets=[listener])
