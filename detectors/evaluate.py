@@ -36,12 +36,19 @@ class Labelled(msgspec.Struct, frozen=True):
     family: str = ""
 
     def passage(self) -> Passage:
-        """What is to be read: the last message in its context, or the text as a user's."""
+        """What is to be read: the message that the labels speak of, with what was said before it.
+
+        That is the last message, but the user's last one where only crisis is labelled; a bare text is a user's unless
+        it is labelled as a reply.
+        """
         if not self.messages:
             role: Role = "assistant" if self.output is not None else "user"
             return Passage(self.text, role)
-        *before, last = self.messages
-        return Passage(last.text, last.role, tuple(before))
+        index = len(self.messages) - 1
+        if self.severity is not None and self.output is None and self.bias is None:
+            index = max((i for i, line in enumerate(self.messages) if line.role == "user"), default=index)
+        line = self.messages[index]
+        return Passage(line.text, line.role, self.messages[:index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,8 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     share, z2 = hits / n, _Z95**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At the edges the formula gives 0 and 1 but for the last bit.
+    return (middle - half if hits else 0.0), (middle + half if hits < n else 1.0)
 
 
 def miss_rate_bound(misses: int, n: int, confidence: float = 0.95) -> float:

@@ -134,6 +134,9 @@ def test_labelled_rows_are_read_in_openais_words() -> None:
     assert text.passage().role == "user"
     assert talk.passage().text == "b"
     assert talk.passage().context == (Line("user", "a"),)
+    said = (Line("user", "a"), Line("assistant", "b"))
+    assert Labelled("x", messages=said, severity=1).passage().text == "a"
+    assert Labelled("x", messages=said, severity=1, bias=False).passage().text == "b"
     assert Labelled("x", "an answer", output=True).passage().role == "assistant"
 
 

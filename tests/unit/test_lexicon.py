@@ -152,6 +152,31 @@ async def test_disguises_do_not_hide_it(lexicon: LexiconDetector, disguise: str)
         assert all(0 <= span.start < span.end <= len(disguise) for span in signal.spans)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Me quiero matar",
+        "Je veux me tuer",
+        "Ich will mich umbringen",
+        "Voglio uccidermi",
+        "Eu quero me matar",
+        "Ik wil zelfmoord plegen",
+        "Chcę się zabić",
+        "Я хочу убить себя",
+        "मैं आत्महत्या करना चाहता हूँ",
+        "أريد أن أقتل نفسي",
+        "我想自殺",
+        "自殺したいです",
+        "자살하고 싶어요",
+        "Kendimi öldürmek istiyorum",
+    ],
+)
+async def test_a_first_net_in_other_languages(lexicon: LexiconDetector, text: str) -> None:
+    judgement = await lexicon.judge(Passage(f"{text}."))
+    assert level(judgement) == 2
+    assert judgement.subject == "self"
+
+
 async def test_spans_point_at_the_raw_words(lexicon: LexiconDetector) -> None:
     raw = "  Well\u2026 ѕorry,  i want tо  kiiill\u200b myself."
     (head, suicide) = (await lexicon.judge(Passage(raw))).signals
@@ -284,10 +309,10 @@ def edited(tmp_path: Path, old: str, new: str) -> LexiconConfig:
         ("severity = 4", "severity = 0", "severity 0"),
         ('"crisis:abuse_victim"', '"crisis:abuse"', "crisis:abuse"),
         ('guards = ["negated"', 'guards = ["nagated"', "nagated"),
-        ('"i <adv><want> <adv>(?:die', '"i <advv><want> <adv>(?:die', "advv"),
-        ('"i <adv><want> <adv>(?:die', '"i .* <want> <adv>(?:die', "may not use"),
-        ('"i <adv><want> <adv>(?:die', '"i \\\\w{2,} <want> <adv>(?:die', "may not use"),
-        ('"i <adv><want> <adv>(?:die', '"i (<adv><want> <adv>(?:die', "passive-wish"),
+        ('"i\'?d be better off dead"', '"<advv>dead"', "advv"),
+        ('"i\'?d be better off dead"', '"i .* dead"', "may not use"),
+        ('"i\'?d be better off dead"', '"i \\\\w{2,} dead"', "may not use"),
+        ('"i\'?d be better off dead"', '"i (dead"', "passive-wish"),
         ('yes = ["i want to die",', 'yes = ["good morning",', "'yes' example 1"),
         ("no = [\"I don't wish I was dead,", 'no = ["i want to die", "I don\'t wish I was dead,', "'no' example 1"),
     ],
