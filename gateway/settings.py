@@ -205,7 +205,7 @@ class Settings(BaseSettings):
         """SQLAlchemy's URL.  May hold a password: never log it."""
         if self.store.url is not None:
             return self.store.url.get_secret_value()
-        return f"sqlite+aiosqlite:///{self.home.expanduser().absolute() / 'havengate.sqlite3'}"
+        return f"sqlite:///{self.home.expanduser().absolute() / 'havengate.sqlite3'}"
 
     def shown(self) -> dict[str, Any]:
         """Every setting in force, fit to print: secrets and secret-looking options are starred out."""

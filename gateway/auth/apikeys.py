@@ -24,7 +24,7 @@ from gateway.store.crypto import Keyring
 from gateway.store.uow import Store, UnitOfWork
 from gateway.store.vocabulary import StoredKey
 
-MIN_KEY_CHARS: Final = 16
+MIN_KEY_CHARS: Final = 8
 MAX_KEY_CHARS: Final = 256
 MAX_NAME_CHARS: Final = 100
 MAX_CACHED: Final = 4_096

@@ -15,7 +15,7 @@ from gateway.audit.log import AuditEvent
 from gateway.events.bus import EventBus, Hint
 from gateway.pipeline.state import Decision, Outcome, Turn
 from gateway.session.repository import RiskRepository
-from gateway.session.risk import Risk
+from gateway.session.risk import Risk, strictest
 from gateway.store.uow import Store, UnitOfWork
 from gateway.store.vocabulary import IncidentKind, IncidentRef, NewIncident
 
@@ -44,6 +44,13 @@ class Finding(msgspec.Struct, frozen=True):
     """False when only earlier turns' risk speaks: the open incident is kept up to date, nobody is paged again."""
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """A conversation's risk as this turn found it in the store, and as it leaves it."""
+
+    seen: Risk | None
+    after: Risk
+
+
 class Recorder:
     """The record of turns, over the store."""
 
@@ -53,20 +60,20 @@ class Recorder:
         self._clock = clock
 
     async def recall(self, turn: Turn) -> Risk | None:
-        """The stored risk of the turn's conversation; None when it is new or unnamed."""
+        """The risk of the turn's conversation as it is stored; None when it is new or unnamed."""
         if turn.conversation_id is None:
             return None
         async with self._store.read() as unit:
             return await RiskRepository(unit).load(turn.app_id, turn.conversation_id)
 
-    async def intervene(self, turn: Turn, finding: Finding, risk: Risk | None) -> IncidentRef:
+    async def intervene(self, turn: Turn, finding: Finding, kept: Kept | None) -> IncidentRef:
         """Commit incident, outbox, risk and audit in one transaction."""
         at = self._now()
         decision = finding.decision
         route = decision.escalation.route if decision.escalation else "digest"
         ack_within_s = decision.escalation.ack_within_s if decision.escalation else 86_400
         async with self._store.begin() as unit:
-            conversation = await self._save_risk(unit, turn, risk, at) if risk is not None else None
+            conversation = await self._save_risk(unit, turn, kept, at)
             ref = await unit.incidents.open_or_update(
                 NewIncident(
                     conversation_id=conversation,
@@ -99,12 +106,12 @@ class Recorder:
         self._bus.publish(Hint(kind="incident", id=ref.id))
         return ref
 
-    async def close(self, turn: Turn, outcome: Outcome, risk: Risk | None, *, client_gone: bool) -> None:
-        """Write how the turn ended.  ``risk`` is None when it could not be read: then it is left as it is."""
+    async def close(self, turn: Turn, outcome: Outcome, kept: Kept | None, *, client_gone: bool) -> None:
+        """Write how the turn ended.  ``kept`` is None when the risk could not be recalled: then it is left as it is."""
         at = self._now()
         # A power cut may take the last plain turn; an intervention was committed durably before it was given.
         async with self._store.begin(durable=not outcome.decision.model_may_speak) as unit:
-            conversation = await self._save_risk(unit, turn, risk, at) if risk is not None else None
+            conversation = await self._save_risk(unit, turn, kept, at)
             data = _decision_data(outcome.decision) | {
                 "delivered_chars": outcome.delivered_chars,
                 "finish_reason": outcome.finish_reason,
@@ -114,12 +121,15 @@ class Recorder:
             }
             await unit.audit.append(self._event("turn.closed", turn, at, conversation, outcome.incident_id, data))
 
-    async def _save_risk(self, unit: UnitOfWork, turn: Turn, risk: Risk, at: datetime) -> str | None:
-        if turn.conversation_id is None:
+    async def _save_risk(self, unit: UnitOfWork, turn: Turn, kept: Kept | None, at: datetime) -> str | None:
+        """Store what the conversation carries now; a turn that ran beside this one may not be overwritten."""
+        if turn.conversation_id is None or kept is None:
             return None
-        return await RiskRepository(unit).save(
-            turn.app_id, turn.conversation_id, risk, end_user_hash=turn.end_user_hash, now=at
-        )
+        risks = RiskRepository(unit)
+        stored = await risks.load(turn.app_id, turn.conversation_id)
+        unchanged = stored is None or stored in (kept.seen, kept.after)
+        risk = kept.after if unchanged or stored is None else strictest(stored, kept.after)
+        return await risks.save(turn.app_id, turn.conversation_id, risk, end_user_hash=turn.end_user_hash, now=at)
 
     def _event(
         self,

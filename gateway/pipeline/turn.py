@@ -25,7 +25,7 @@ from gateway.pipeline import facts
 from gateway.pipeline.holdback import Rules, Window, next_window
 from gateway.pipeline.listen import Heard, listen, reply_passage
 from gateway.pipeline.observe import Observer, TurnView
-from gateway.pipeline.record import Clock, Finding, Recorder, kind_of
+from gateway.pipeline.record import Clock, Finding, Kept, Recorder, kind_of
 from gateway.pipeline.shield import see_through
 from gateway.pipeline.speculation import Speculation
 from gateway.pipeline.state import Decision, FinishReason, Outcome, Turn
@@ -84,8 +84,8 @@ class _Progress:
 
     heard: Heard | None = None
     decision: Decision | None = None
-    risk: Risk | None = None
-    """What the conversation carries after this turn; None while it is unknown, and then left as it was."""
+    kept: Kept | None = None
+    """What the conversation carried and carries now; None while that is unknown, and then left as it was."""
     speech: Speculation | None = None
     incident_id: str | None = None
     resources: tuple[Resource, ...] = ()
@@ -154,21 +154,22 @@ async def _hear_and_decide(case: _Case) -> Decision:
     conversation so far.
     """
     house, turn, progress = case.house, case.turn, case.progress
-    stored = await _recall(case)
+    stored, recalled = await _recall(case)
+    carries = carried(stored or Risk(), house.clock.now_s())
     cheap = await listen(house.panel, turn, only_cheap=True)
-    if stored is not None and stored.level == 0 and not cheap.alarmed:
+    if recalled and carries.level == 0 and not cheap.alarmed:
         progress.speech = Speculation(house.backend, _prompt(case, guided=None))
     heard = await listen(house.panel, turn)
 
     now_s = house.clock.now_s()
     history = fold_all(heard.earlier, now_s)
-    before = strictest(stored or Risk(), answered(history, history.level))
+    before = strictest(carries, answered(history, history.level))
     after = fold(before, heard.signal, now_s)
-    known = facts.of_input(turn, heard, before, after, house.backend.info, recalled=stored is not None)
+    known = facts.of_input(turn, heard, before, after, house.backend.info, recalled=recalled)
     decision = decide(case.policy, known)
     progress.heard, progress.decision, progress.detectors = heard, decision, dict(heard.detectors)
-    if stored is not None:
-        progress.risk = after if decision.model_may_speak else answered(after, decision.severity)
+    if recalled:
+        progress.kept = Kept(stored, after if decision.model_may_speak else answered(after, decision.severity))
     if not decision.model_may_speak and progress.speech is not None:
         await progress.speech.abort()
     case.seen.decided(decision, house.clock.monotonic_s())
@@ -176,14 +177,13 @@ async def _hear_and_decide(case: _Case) -> Decision:
     return decision
 
 
-async def _recall(case: _Case) -> Risk | None:
-    """What the conversation carries by our record; None if that could not be read: then it is not a calm one."""
+async def _recall(case: _Case) -> tuple[Risk | None, bool]:
+    """The conversation's risk by our record, and whether it could be read: what we cannot recall is not calm."""
     try:
-        stored = await case.house.recorder.recall(case.turn)
+        return await case.house.recorder.recall(case.turn), True
     except StoreError as error:
         case.house.observer.store_failed("recall", error.kind)
-        return None
-    return carried(stored or Risk(), case.house.clock.now_s())
+        return None, False
 
 
 # --- the model speaks --------------------------------------------------------------------------
@@ -274,7 +274,7 @@ async def _bring_people_in(case: _Case, decision: Decision, evidence: str, *, fr
         fresh=fresh,
     )
     try:
-        ref = await case.house.recorder.intervene(case.turn, finding, case.progress.risk)
+        ref = await case.house.recorder.intervene(case.turn, finding, case.progress.kept)
     except StoreError as error:
         case.house.observer.store_failed("intervene", error.kind)
         return
@@ -340,7 +340,7 @@ async def _settle(case: _Case, *, client_gone: bool) -> Outcome:
     case.progress.settled = True
     outcome = _outcome(case)
     try:
-        await case.house.recorder.close(case.turn, outcome, case.progress.risk, client_gone=client_gone)
+        await case.house.recorder.close(case.turn, outcome, case.progress.kept, client_gone=client_gone)
     except StoreError as error:
         case.house.observer.store_failed("close", error.kind)
     case.seen.closed(outcome, case.house.clock.monotonic_s(), client_gone=client_gone)

@@ -170,7 +170,7 @@ async def home(
 ) -> AsyncIterator[Home]:
     """Open a house in ``folder`` and close it again."""
     database = folder / "house.sqlite3"
-    url = f"sqlite+aiosqlite:///{database}"
+    url = f"sqlite:///{database}"
     await asyncio.to_thread(upgrade, url)
     store = Store.open(url, Keyring.create(), lock_timeout_s=0.2)
     backend = await ScriptedBackend.load(ScriptedConfig(script=script, trusted_to=trusted_to))

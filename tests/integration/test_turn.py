@@ -156,6 +156,16 @@ async def test_another_conversation_carries_nothing(tmp_path: Path) -> None:
         assert (await it.visit("hello", conversation_id="c-1", app_id="other")).text == "".join(BENIGN)
 
 
+async def test_a_quiet_turn_beside_a_crisis_does_not_overwrite_it(tmp_path: Path) -> None:
+    async with home(tmp_path, speech(*BENIGN)) as it:
+        quiet = take_turn(it.house, turn("hello", conversation_id="c-1"))
+        assert isinstance(await anext(quiet), Opened)
+        await it.visit("words [S4 suicide]", conversation_id="c-1")
+        async for _ in quiet:
+            pass
+        assert (await it.visit("hello", conversation_id="c-1")).closed.decision.severity == 4
+
+
 async def test_a_conversation_is_released_after_quiet_turns(tmp_path: Path) -> None:
     async with home(tmp_path, speech(*BENIGN)) as it:
         await it.visit("words [S2 suicide]", conversation_id="c-1")

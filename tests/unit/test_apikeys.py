@@ -96,7 +96,7 @@ async def test_wrong_keys_are_nobody(store: Store) -> None:
         plaintext.upper(),
         plaintext + "x",
         "",
-        "x" * 15,
+        "x" * 7,
         "x" * 257,
         "' OR 1=1 -- " + "x" * 20,
         "hg_" + "%" * 8 + "_" + "x" * 43,
@@ -132,7 +132,7 @@ async def test_a_key_made_elsewhere_can_be_imported(store: Store) -> None:
         await imported(store, f"hg_abcdefgh_{'t' * 43}")
 
 
-@pytest.mark.parametrize("plaintext", ["", "short", "x" * 15, "x" * 257, "with\nline break and more", "é" * 20])
+@pytest.mark.parametrize("plaintext", ["", "x" * 7, "x" * 257, "with\nline break and more", "é" * 20])
 async def test_what_is_no_key_is_not_imported(store: Store, plaintext: str) -> None:
     with pytest.raises(UsageError) as caught:
         await imported(store, plaintext)

@@ -38,7 +38,7 @@ def test_defaults_are_the_embedded_gateway() -> None:
     assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8000)
     assert settings.backend.kind == "llama_cpp"
     assert list(settings.enabled_detectors) == ["lexicon", "encoder"]
-    assert settings.database_url == f"sqlite+aiosqlite:///{Path.cwd() / '.havengate' / 'havengate.sqlite3'}"
+    assert settings.database_url == f"sqlite:///{Path.cwd() / '.havengate' / 'havengate.sqlite3'}"
 
 
 def test_each_layer_wins_over_the_one_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
