@@ -95,7 +95,8 @@ stops = st.builds(
     wording=st.sampled_from(["s1", "not_there"]),
     at_risk=names,
     exercise=names,
-    action=st.sampled_from(["replace", "refuse"]),
+    # The file format cannot say "allow" here; a rule built in memory can.
+    action=actions,
     route=routes,
     ack_within_s=clocks,
     resources=st.booleans(),
@@ -168,6 +169,15 @@ def test_the_shipped_policy_keeps_the_floor(asked: Facts) -> None:
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_no_policy_however_hostile_gets_below_the_floor(policy: Policy, asked: Facts) -> None:
     assert_floor(policy, asked)
+
+
+def test_a_cover_rule_that_allows_does_not_lend_trust_to_a_backend() -> None:
+    allows = Stop(wording="refuse_cover", at_risk="refuse_cover", action="allow")  # type: ignore[arg-type]
+    rules = msgspec.structs.replace(SHIPPED.rules, stops=msgspec.structs.replace(SHIPPED.rules.stops, cover=allows))
+    asked = Facts(
+        stage="input", mode="assistant", severity=2, categories=("suicide",), subject="fictional", trusted_to=1
+    )
+    assert_floor(Policy(version="hostile", rules=rules), asked)
 
 
 @given(asked=facts)

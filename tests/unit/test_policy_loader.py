@@ -42,7 +42,7 @@ def test_the_version_names_the_content_of_every_file(folder: Path) -> None:
     assert first == load_policy(default_policy_path()).version
     assert len(first) == 12
     assert int(first, 16) >= 0
-    swap(folder / "wording.toml", "That sounds like a lot to carry", "That sounds like so much to carry")
+    swap(folder / "wording.toml", "That sounds like a lot to carry", "That sounds like a lot to shift")  # same length
     assert load_policy(folder / "default.toml").version != first
 
 
