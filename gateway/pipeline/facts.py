@@ -16,7 +16,8 @@ def of_input(turn: Turn, heard: Heard, before: Risk, after: Risk, backend: Backe
     A conversation that could not be recalled is as unjudged as a message that could not be read.
     """
     crisis = heard.last.crisis
-    severity = max(crisis.severity, after.level) if crisis.severity else 0
+    added_up = after.level > max(before.level, crisis.severity)
+    severity = after.level if added_up else crisis.severity
     unjudged = not recalled or "crisis" in heard.unavailable
     return Facts(
         stage="input",
@@ -29,7 +30,7 @@ def of_input(turn: Turn, heard: Heard, before: Risk, after: Risk, backend: Backe
         output_harms=heard.instruction_harms,
         unavailable=("crisis",) if unjudged else (),
         trusted_to=backend.trusted_to,
-        first_at_level=severity >= before.level or before.answered < before.level,
+        first_at_level=before.answered < max(severity, before.level),
     )
 
 
@@ -63,7 +64,7 @@ def of_backend_failure(turn: Turn, asked: Decision, heard: Heard, backend: Backe
 
 
 def _named(flags: Flags) -> tuple[str, ...]:
-    """The classes of a flagged head; when only the head as a whole is flagged, its likeliest class."""
-    if not flags.flagged or flags.labels or not flags.scores:
+    """The classes of a flagged head; when only the head as a whole is flagged, its likeliest class, or ``unnamed``."""
+    if not flags.flagged or flags.labels:
         return flags.labels
-    return (max(flags.scores, key=lambda name: flags.scores[name]),)
+    return (max(flags.scores, key=lambda name: flags.scores[name], default="unnamed"),)

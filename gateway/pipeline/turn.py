@@ -219,6 +219,7 @@ async def _speak(case: _Case) -> AsyncGenerator[Delta, None]:
     """Release the answer window by window, each only after its verdict."""
     text, released, finished = "", 0, False
     speech = await _right_speech(case)
+    case.progress.resources = render(case.policy, case.decision, case.turn.region, today=_today(case)).resources
     async with aclosing(speech.chunks()) as chunks:
         while not finished:
             try:

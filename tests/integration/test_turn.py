@@ -113,6 +113,7 @@ async def test_a_trusted_backend_is_guided(tmp_path: Path) -> None:
     async with home(tmp_path, speech(*BENIGN), trusted_to=2) as it:
         visit = await it.visit("words [S1 suicide]", region="IE")
         assert (visit.closed.decision.action, visit.text) == ("guide", "".join(BENIGN))
+        assert visit.closed.resources
         prompt = it.backend.seen[-1]
         assert len(prompt.messages[0].content) > len("You are the persona of this test.") + 100
         assert len(await it.incidents()) == 1
@@ -147,6 +148,30 @@ async def test_a_retraction_does_not_end_the_care(tmp_path: Path) -> None:
         assert (incident.turns, incident.severity) == (2, 3)
         # The open incident follows the conversation; nobody is paged a second time for a quiet turn.
         assert len(await it.notices()) == 1
+
+
+async def test_the_same_words_are_not_said_twice_below_s3(tmp_path: Path) -> None:
+    async with home(tmp_path, speech(*BENIGN)) as it:
+        texts = [(await it.visit("words [S2 suicide]", conversation_id="c-1")).text for _ in range(2)]
+        assert texts[0] != texts[1]
+
+
+async def test_a_weaker_remark_after_a_crisis_gets_the_follow_up_of_what_is_carried(tmp_path: Path) -> None:
+    async with home(tmp_path, speech(*BENIGN)) as it:
+        first = await it.visit("words [S4 suicide]", conversation_id="c-1")
+        later = await it.visit("words [S1 suicide]", conversation_id="c-1")
+        again = await it.visit("words [S4 suicide]", conversation_id="c-1")
+        assert later.closed.decision.severity == 4
+        assert later.text != first.text
+        assert again.text == first.text
+
+
+async def test_weak_signs_add_up(tmp_path: Path) -> None:
+    async with home(tmp_path, speech(*BENIGN)) as it:
+        levels = [
+            (await it.visit("words [S1 suicide]", conversation_id="c-1")).closed.decision.severity for _ in range(3)
+        ]
+        assert levels == [1, 1, 2]
 
 
 async def test_another_conversation_carries_nothing(tmp_path: Path) -> None:
