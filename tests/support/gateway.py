@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,9 +17,55 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gateway.store.crypto import Keyring
+from gateway.store.uow import Store
+
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 30.0
+SAYS_WITHIN_S = 30.0
 DEV_KEY = "test-key-for-one-machine-only"
+
+
+class Output:
+    """What a process says, line by line; a test can wait for a line instead of sleeping."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+        self._over = False
+
+    def read(self, process: subprocess.Popen[str]) -> None:
+        """Read to the end; for a thread of its own."""
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                with self._changed:
+                    self._lines.append(line)
+                    self._changed.notify_all()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    @property
+    def text(self) -> str:
+        with self._changed:
+            return "".join(self._lines)
+
+    def wait_for(self, *parts: str, within_s: float = SAYS_WITHIN_S) -> str:
+        """The first line that holds every part, also one said before; fails when the process ends without it."""
+
+        def found() -> str | None:
+            return next((line for line in self._lines if all(part in line for part in parts)), None)
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() is not None or self._over, within_s)
+            line = found()
+        assert line is not None, f"the gateway never said {parts}; it said:\n{self.text}"
+        return line
+
+    def wait_for_end(self, within_s: float = STOP_WITHIN_S) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._over, within_s)
 
 
 @dataclass
@@ -30,7 +77,7 @@ class Gateway:
     process: subprocess.Popen[str]
     sign_in_link: str
     key: str = DEV_KEY
-    lines: list[str] = field(default_factory=list)
+    output: Output = field(default_factory=Output)
 
     @property
     def api_url(self) -> str:
@@ -49,6 +96,38 @@ class Gateway:
     def incident(self, incident_id: str) -> sqlite3.Row:
         (row,) = self.rows("SELECT * FROM incidents WHERE id = ?", incident_id)
         return row
+
+    def evidence(self, incident_id: str) -> str:
+        """The words of an incident, opened with the gateway's own key as a reviewer would."""
+
+        async def read() -> str:
+            keyring = Keyring.load_or_create(self.home / "keyring.json")
+            store = Store.open(f"sqlite+aiosqlite:///{self.home}/havengate.sqlite3", keyring)
+            try:
+                async with store.read() as unit:
+                    return await unit.incidents.evidence(incident_id)
+            finally:
+                await store.aclose()
+
+        return asyncio.run(read())
+
+    def create_key(self, *scopes: str) -> str:
+        """Another API key, made by ``havengate keys create`` while the gateway runs."""
+        options = [part for scope in scopes for part in ("--scope", scope)]
+        done = havengate("keys", "create", "--name", "test", *options, home=self.home)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def stop(self) -> int:
+        """Ask it to stop, wait until it has, and return its exit code.  Safe to call twice."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_WITHIN_S)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait(STOP_WITHIN_S)
+            self.output.wait_for_end()
 
 
 def havengate(*arguments: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -84,38 +163,18 @@ def running(home: Path, *arguments: str, settings: str | None = None, **variable
         stderr=subprocess.STDOUT,
         text=True,
     )
-    lines: list[str] = []
-    ready, over = threading.Event(), threading.Event()
-    reader = threading.Thread(target=_read, args=(process, lines, ready, over), daemon=True)
-    reader.start()
+    output = Output()
+    gateway = Gateway("", home, process, "", output=output)
+    threading.Thread(target=output.read, args=(process,), daemon=True).start()
     try:
-        ready.wait(START_WITHIN_S)
-        text = "".join(lines)
-        base = re.search(r"ready at (http://\S+)", text)
-        link = re.search(r"(http://\S+/login\?token=\S+)", text)
-        assert base is not None, f"the gateway did not start:\n{text}"
-        assert link is not None, f"the gateway gave no sign-in link:\n{text}"
-        yield Gateway(base[1], home, process, link[1], lines=lines)
+        ready = re.search(r"ready at (http://\S+)", output.wait_for("ready at http", within_s=START_WITHIN_S))
+        link = re.search(r"(http://\S+/login\?token=\S+)", output.wait_for("/login?token=", within_s=START_WITHIN_S))
+        assert ready is not None
+        assert link is not None
+        gateway.base_url, gateway.sign_in_link = ready[1], link[1]
+        yield gateway
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_WITHIN_S)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait(STOP_WITHIN_S)
-            over.wait(STOP_WITHIN_S)
-
-
-def _read(process: subprocess.Popen[str], lines: list[str], ready: threading.Event, over: threading.Event) -> None:
-    assert process.stdout is not None
-    with process.stdout:
-        for line in process.stdout:
-            lines.append(line)
-            if "/login?token=" in line:
-                ready.set()
-    ready.set()
-    over.set()
+        gateway.stop()
 
 
 def scripted(script: list[dict[str, Any]], *, trusted_to: int = 0) -> str:
@@ -125,4 +184,4 @@ def scripted(script: list[dict[str, Any]], *, trusted_to: int = 0) -> str:
 
 
 def _toml(turn: dict[str, Any]) -> str:
-    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in turn.items())
+    return "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in turn.items())
