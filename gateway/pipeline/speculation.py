@@ -32,6 +32,8 @@ class Speculation:
                     await self._queue.put(chunk)
         except BackendError as error:
             await self._queue.put(error)
+        except Exception as error:  # noqa: BLE001 - a stranger's backend may raise anything; the person still gets care
+            await self._queue.put(BackendError("protocol", f"the backend broke its contract ({type(error).__name__})"))
         else:
             await self._queue.put(None)
 
@@ -39,7 +41,7 @@ class Speculation:
         """The answer as it comes.  Raises `BackendError`; closing the generator aborts the backend."""
         try:
             count = 0
-            while (item := await self._next()) is not None:
+            while (item := await self._queue.get()) is not None:
                 if isinstance(item, BackendError):
                     raise item
                 yield item
@@ -49,21 +51,6 @@ class Speculation:
                     await asyncio.sleep(0)
         finally:
             await self.abort()
-
-    async def _next(self) -> Chunk | BackendError | None:
-        """The next item, or a `BackendError` if the pump itself broke (a backend that raised outside its contract)."""
-        getter = asyncio.ensure_future(self._queue.get())
-        try:
-            await asyncio.wait({getter, self._pump_task}, return_when=asyncio.FIRST_COMPLETED)
-            if getter.done():
-                return getter.result()
-            # The pump has ended; what it queued before ending is still ours.
-            if not self._queue.empty():
-                return await getter
-            kind = type(self._pump_task.exception()).__name__ if not self._pump_task.cancelled() else "cancelled"
-            return BackendError("protocol", f"the backend broke its contract ({kind})")
-        finally:
-            getter.cancel()
 
     async def abort(self) -> None:
         """End the call.  Safe to call more than once."""
