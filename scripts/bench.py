@@ -1,6 +1,6 @@
 """Measure the gateway on this machine and write ``docs/results/bench.{json,md}``.  Run by ``make bench``.
 
-What is measured is the gateway, not a model: a scripted backend answers at once, in 32 chunks, and every message is
+What is measured is the gateway, not a model: a scripted backend answers at once, in some thirty chunks of a token, and every message is
 new, so that no verdict comes from the cache.  CPU time is read from ``/proc`` of the serving process; it counts the
 work, where wall time would count the machine's other guests too.  Each median carries its n and a 95 % bootstrap interval.
 """
@@ -30,8 +30,13 @@ RESULTS: Final = ROOT / "docs" / "results"
 KEY: Final = "bench-key-for-one-run"
 READY_WITHIN_S: Final = 60.0
 TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
-PLAIN_BATCHES, STREAM_BATCHES, BATCH, STARTS, VERDICTS, RESAMPLES = 20, 20, 20, 5, 200, 2_000
-CHUNKS: Final = tuple(f"Leeks want slow heat, number {n}. " for n in range(32))
+BATCHES, BATCH, STARTS, VERDICTS, RESAMPLES = 20, 10, 5, 200, 2_000
+REPLY: Final = (
+    "Start with the leeks, they want slow heat and a little butter. Add the potatoes and the stock after ten minutes, "
+    "and let it simmer while the bread warms."
+)
+CHUNKS: Final = tuple(REPLY[at : at + 5] for at in range(0, len(REPLY), 5))
+"""About a token each, as a model would send them."""
 SIXTY_TOKENS: Final = (
     "I have been thinking about what to cook this weekend for my family, maybe a potato and leek soup with bread, "
     "because the weather turned cold and everyone comes home tired from work and school; could you tell me in which "
@@ -130,12 +135,12 @@ def ask(connection: http.client.HTTPConnection, number: int, *, stream: bool) ->
     return first_s
 
 
-def requests(pid: int, port: int, *, stream: bool, batches: int, start: int) -> tuple[list[float], list[float]]:
+def requests(pid: int, port: int, *, stream: bool, start: int) -> tuple[list[float], list[float]]:
     """CPU ms per request (one value per batch) and wall ms to the first byte (one per request)."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     cpu_ms, first_ms = [], []
-    numbers = iter(range(start, start + (batches + 1) * BATCH))
-    for batch in range(batches + 1):
+    numbers = iter(range(start, start + (BATCHES + 1) * BATCH))
+    for batch in range(BATCHES + 1):
         before_s = cpu_s(pid)
         first = [ask(connection, next(numbers), stream=stream) * 1000 for _ in range(BATCH)]
         if batch:  # the first batch warms up
@@ -185,11 +190,13 @@ def measure() -> list[Row]:
                 ready_s.append(took_s)
         rows.append(summary("start until /readyz, warm, scripted backend", "s", ready_s[1:]))
         with gateway(Path(folder)) as (pid, port, _):
-            plain_cpu_ms, plain_first_ms = requests(pid, port, stream=False, batches=PLAIN_BATCHES, start=0)
-            stream_cpu_ms, stream_first_ms = requests(pid, port, stream=True, batches=STREAM_BATCHES, start=10_000)
+            plain_cpu_ms, plain_first_ms = requests(pid, port, stream=False, start=0)
+            stream_cpu_ms, stream_first_ms = requests(pid, port, stream=True, start=10_000)
             rows += [
-                summary("CPU per plain request, judged, on record (mean of 20)", "ms", plain_cpu_ms),
-                summary("CPU per 32-chunk stream, judged, on record (mean of 20)", "ms", stream_cpu_ms),
+                summary(f"CPU per plain request, judged, on record (mean of {BATCH})", "ms", plain_cpu_ms),
+                summary(
+                    f"CPU per {len(CHUNKS)}-chunk stream, judged, on record (mean of {BATCH})", "ms", stream_cpu_ms
+                ),
                 summary("wall time to the answer, plain", "ms", plain_first_ms),
                 summary("wall time to the first byte, stream", "ms", stream_first_ms),
                 summary("resident memory after the load", "MiB", [resident_mib(pid)]),
