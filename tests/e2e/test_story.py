@@ -235,7 +235,9 @@ def test_taking_it_back_does_not_make_it_unsaid(scripted_gateway: Gateway, strea
 
 
 def test_another_conversation_is_not_touched(scripted_gateway: Gateway, stream: bool) -> None:
-    check_care(scripted_gateway, chat(scripted_gateway, CRISIS, stream=stream, metadata=named("one", stream)), at_least=3)
+    check_care(
+        scripted_gateway, chat(scripted_gateway, CRISIS, stream=stream, metadata=named("one", stream)), at_least=3
+    )
     other = chat(scripted_gateway, RETRACTION, stream=stream, metadata=named("another", stream))
     check_plain(scripted_gateway, other)
 
