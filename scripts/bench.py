@@ -156,8 +156,13 @@ async def verdicts() -> list[float]:
     from detectors.panel import Panel
     from gateway.registry import load_detectors
     from gateway.settings import Settings
+    from gateway.telemetry.logging import make_logger
 
-    panel = Panel(await load_detectors(Settings().detectors), timeout_s=30.0, cache_entries=0)
+    panel = Panel(
+        await load_detectors(Settings().detectors, log=make_logger("warning", "json", sys.stderr)),
+        timeout_s=30.0,
+        cache_entries=0,
+    )
     spent_ms = []
     for number in range(VERDICTS + 1):
         before_s = time.process_time()
