@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     fit = steps.add_parser("fit", help="fit encoder and heads; writes model.pt and fit.json")
     fit.add_argument("--data", type=Path, required=True, help="folder that holds own/, crisis/ and bias/")
     fit.add_argument("--run", type=Path, required=True, help="folder for the fit")
-    fit.add_argument("--epochs", type=int, default=2)
+    fit.add_argument("--epochs", type=int, default=3)
     fit.add_argument("--seed", type=int, default=20261125)
     fit.add_argument("--threads", type=int, default=1)
     fit.add_argument("--limit", type=int, help="rows per source (a smoke run)")

@@ -280,7 +280,7 @@ def test_a_run_the_runtime_refuses_is_an_inference_error() -> None:
 @pytest.mark.parametrize("logits", [[], [float("nan")] * len(LABELS), [float("inf")] * len(LABELS), [0.0] * 3])
 async def test_nonsense_from_the_model_is_an_error_never_clean(encoder: EncoderDetector, logits: list[float]) -> None:
     manifest, _ = read_manifest(FOLDER)
-    reader = Reader(manifest, encoder._reader._tokenizer, lambda ids, segments: logits)
+    reader = Reader(manifest, encoder._reader._tokenizer, lambda _ids, _segments: logits)
     with pytest.raises(DetectorError) as caught:
         reader.judge(Passage(text="hello"))
     assert caught.value.reason == "inference"

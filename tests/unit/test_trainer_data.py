@@ -96,6 +96,14 @@ def test_statements_anchor_both_sides() -> None:
     assert levels == {0, 1, 2, 3, 4}
 
 
+def test_placeholders_are_filled_the_same_way_each_time() -> None:
+    filled = sources.fill("Use [METHOD] at [TIME], says the [RPG] manual.", "ro-1")
+    assert filled == sources.fill("Use [METHOD] at [TIME], says the [RPG] manual.", "ro-1")
+    assert "[METHOD]" not in filled
+    assert "[TIME]" not in filled
+    assert "[RPG]" in filled
+
+
 def test_genre_negatives_leave_risk_wording_out(tmp_path: Path) -> None:
     path = tmp_path / "clinc150.csv"
     path.write_text("text,intent,split\nset an alarm,alarm,train\ni want to die,oos,train\n")

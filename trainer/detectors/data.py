@@ -35,23 +35,23 @@ class Source:
 
 
 PUBLIC: Final = (
-    Source("clinc150", "crisis/open/clinc150.csv.gz", sources.clinc, 1800),
-    Source("goemotions", "crisis/open/goemotions.csv.gz", sources.goemotions, 2800),
-    Source("sad", "crisis/open/sad.csv.gz", sources.sad, 1500),
+    Source("clinc150", "crisis/open/clinc150.csv.gz", sources.clinc, 1200),
+    Source("goemotions", "crisis/open/goemotions.csv.gz", sources.goemotions, 2200),
+    Source("sad", "crisis/open/sad.csv.gz", sources.sad, 1200),
     Source("counselchat_questions", "crisis/open/counselchat_questions.csv.gz", sources.counselchat, 300),
-    Source("toxigen", "bias/open/toxigen_human_safenlp.jsonl.gz", sources.toxigen, 2500),
-    Source("emgsd", "bias/open/emgsd_train.jsonl.gz", sources.emgsd, 1200),
-    Source("redditbias", "bias/open/redditbias.jsonl.gz", sources.redditbias, 800),
-    Source("edos", "bias/open/edos_sexism_train_dev.jsonl.gz", sources.edos, 800),
+    Source("toxigen", "bias/open/toxigen_human_safenlp.jsonl.gz", sources.toxigen, 2000),
+    Source("emgsd", "bias/open/emgsd_train.jsonl.gz", sources.emgsd, 500),
+    Source("redditbias", "bias/open/redditbias.jsonl.gz", sources.redditbias, 300),
+    Source("edos", "bias/open/edos_sexism_train_dev.jsonl.gz", sources.edos, 300),
     Source("crows", "bias/open/crows_pairs.jsonl.gz", sources.crows, 300),
-    Source("bold", "bias/open/bold_neutral.jsonl.gz", sources.bold, 700),
-    Source("identity-templates", "bias/open/identity_sentence_templates.jsonl.gz", sources.identity_templates, 300),
-    Source("vignettes", "bias/open/therapist_llm_stigma_vignettes.jsonl.gz", sources.vignettes, 300),
-    Source("diasafety", "bias/open/diasafety_train_val.jsonl.gz", sources.diasafety, 2500),
-    Source("interjections", "bias/open/therapist_llm_interjections.jsonl.gz", sources.interjections, 600),
+    Source("bold", "bias/open/bold_neutral.jsonl.gz", sources.bold, 500),
+    Source("identity-templates", "bias/open/identity_sentence_templates.jsonl.gz", sources.identity_templates, 200),
+    Source("vignettes", "bias/open/therapist_llm_stigma_vignettes.jsonl.gz", sources.vignettes, 200),
+    Source("diasafety", "bias/open/diasafety_train_val.jsonl.gz", sources.diasafety, 1800),
+    Source("interjections", "bias/open/therapist_llm_interjections.jsonl.gz", sources.interjections, 500),
 )
 
-COPIES: Final = {"own": 3, "corpus-messages": 2, "corpus-replies": 4, "frames": 1, "statements": 3}
+COPIES: Final = {"own": 3, "corpus-messages": 3, "corpus-replies": 3, "frames": 1, "statements": 3}
 """Variants of each row of our own writing in one epoch."""
 
 

@@ -17,8 +17,9 @@ from typing import Final
 from detectors.api import BIAS_AXES, CATEGORIES, OUTPUT_HARMS, Judgement, Passage, Signal
 from detectors.calibrate import Manifest
 from detectors.encoder import Reader
+from detectors.evaluate import Rate, auroc
 from trainer.detectors.examples import Example
-from trainer.detectors.statistics import Rate, auroc, f_beta, rate
+from trainer.detectors.statistics import f_beta
 from trainer.detectors.thresholds import OURS
 
 MESSAGES: Final = frozenset({"own", "corpus-messages"})
@@ -76,7 +77,7 @@ Model `{manifest.name}` (int8 sha256 `{manifest.files["model.int8.onnx"][:16]}`,
 `detectors/encoder.py` as served: one text per call, CPU, one thread. Runtime: {packages}.
 
 Written by `havengate-train detectors evaluate`. Every number is on the **test split**, which took no part in the fit or the thresholds; it is
-split by family *and* pair (connected components). Rates are value [Wilson 95 % interval] (hits/n). The labels of our own writing come
+split by family *and* pair (connected components). Rates are value (Wilson 95 % interval; hits of n). The labels of our own writing come
 from its writer alone, and the test rows share their writers with the training rows: **expect less on other people's messages.**
 """
 
@@ -96,8 +97,7 @@ def _crisis(judged: Sequence[Judged]) -> str:
     rows.append(("precision: judged S3+ labelled S3+", rate([r.truth >= 3 for r in ours if r.severity >= 3])))
     rows.append(("exact level", rate([r.truth == r.severity for r in ours])))
     rows.append(("within one level", rate([abs(r.truth - r.severity) <= 1 for r in ours])))
-    scores = [(r.signal("crisis").score, r.truth >= 2) for r in ours]
-    area = auroc([s for s, t in scores if t], [s for s, t in scores if not t])
+    area = auroc([r.truth >= 2 for r in ours], [r.signal("crisis").score for r in ours])
     categories = [
         (name, rate([r.severity >= 1 for r in found]), rate([r.signal(f"crisis:{name}").flagged for r in found]))
         for name in CATEGORIES
@@ -157,10 +157,7 @@ def _flag(judged: Sequence[Judged], task: str) -> str:
         flags = [row.signal(task).flagged for row in rows]
         scores = [row.signal(task).score for row in rows]
         hits = sum(flag and truth for flag, truth in zip(flags, truths, strict=True))
-        area = auroc(
-            [s for s, t in zip(scores, truths, strict=True) if t],
-            [s for s, t in zip(scores, truths, strict=True) if not t],
-        )
+        area = auroc(truths, scores)
         f1 = f_beta(hits, sum(flags) - hits, sum(truths) - hits) if any(truths) else math.nan
         recall, false = Rate(hits, sum(truths)), Rate(sum(flags) - hits, len(rows) - sum(truths))
         body += f"| {source} | {len(rows)} | {_number(area)} | {_number(f1)} | {recall} | {false} |\n"
@@ -184,6 +181,11 @@ def _cost(judged: Sequence[Judged]) -> str:
         f"shared with other work. CPU time per passage: median {times[len(times) // 2]:.1f} ms, 95th percentile "
         f"{times[int(len(times) * 0.95)]:.1f} ms, 99th {times[int(len(times) * 0.99)]:.1f} ms.\n"
     )
+
+
+def rate(outcomes: Sequence[bool]) -> Rate:
+    """The share of outcomes that are true."""
+    return Rate(sum(outcomes), len(outcomes))
 
 
 def _of(judged: Sequence[Judged], names: frozenset[str]) -> list[Judged]:

@@ -35,7 +35,7 @@ class FitOptions:
     epochs: int = 3
     batch: int = 32
     max_tokens: int = 128
-    encoder_rate: float = 1e-4
+    encoder_rate: float = 1.5e-4
     head_rate: float = 1e-3
     warmup: float = 0.06
     threads: int = 1

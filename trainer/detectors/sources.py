@@ -11,8 +11,9 @@ import gzip
 import hashlib
 import io
 import json
+import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -44,6 +45,36 @@ EXPLICIT_WISH: Final = re.compile(
 )
 """A wish to kill oneself said outright.  Where a writer gave it severity 2 for want of a plan, this project says 3:
 what it decides is whether a person is paged, and a bare sentence is no ground to wait for the plan."""
+
+
+_FILLERS: Final[Mapping[str, Sequence[str]]] = {
+    "COLOUR": ("blue", "white", "green", "brown"),
+    "DAY": ("Monday", "Friday", "Saturday", "Tuesday"),
+    "DETAIL": ("the part about the weather", "the long bit", "that line"),
+    "DOSE": ("two", "forty", "a handful", "twice that", "the lot", "10 mg", "half of one"),
+    "MEDICINE": ("your tablets", "the syrup", "the capsules"),
+    "METHOD": ("that way", "the usual way", "doing it slowly", "the second one", "the quiet way", "this"),
+    "NAME": ("Sam", "Priya", "Tom", "Ana", "Mr Okoro"),
+    "NUMBER": ("six", "12", "thirty", "3", "a few"),
+    "OBJECT": ("a cord", "the thing in the drawer", "a phone", "the bag", "a small box"),
+    "PLACE": ("the old quarry", "the car park", "the library", "the station", "upstairs"),
+    "PURPOSE": ("work", "the trip"),
+    "REASON": ("the noise", "the money"),
+    "SIGN": ("a bird", "the clock"),
+    "SUBSTANCE": ("those tablets", "the syrup", "that stuff", "the powder", "the strong ones", "it"),
+    "TIME": ("an hour", "ten", "six o'clock", "twenty minutes", "a day"),
+}
+"""Harmless words for the bracketed placeholders of our own replies, lest the bracket itself be learned."""
+
+
+def fill(text: str, seed: str) -> str:
+    """Put a word for every known placeholder; the same seed puts the same words."""
+    rng = random.Random(seed)
+
+    def word(match: re.Match[str]) -> str:
+        return rng.choice(_FILLERS.get(match.group(1), (match.group(),)))
+
+    return re.sub(r"\[([A-Z]+)\]", word, text)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -93,16 +124,18 @@ def message_severity(row: Mapping[str, Any]) -> int:
 
 
 def own_replies(path: Path) -> Iterator[Example]:
-    """Labelled assistant replies of our own writing (``replies-*.jsonl``)."""
+    """Labelled assistant replies of our own writing (``replies-*.jsonl``).  A biased reply without a harm label was not
+    looked at for harm, so its harm stays unknown."""
     for row in read_rows(path):
-        text = clean(row["text"])
+        text = clean(fill(row["text"], row["id"]))
+        judged_for_harm = bool(row["output"]) or not row["bias"]
         yield Example(
             id=row["id"],
             source="corpus-replies",
             text=text,
             context=_lines(row.get("context", ())),
             targets={
-                **output_targets(bool(row["output"]), row["output"]),
+                **(output_targets(bool(row["output"]), row["output"]) if judged_for_harm else {}),
                 **bias_targets(bool(row["bias"]), row["bias"]),
             },
             keys=(
