@@ -52,23 +52,32 @@ async def load_backend(
 async def load_detectors(
     named: Mapping[str, DetectorSettings], *, log: FilteringBoundLogger | None = None
 ) -> list[Detector]:
-    """Every enabled detector, loaded and proven by one verdict, in the order of ``named``.
+    """Every enabled detector, loaded and proven by one verdict, in the order of ``named``; they load side by side.
 
-    Raises `StartupError`; whatever was loaded before the fault is closed again.
+    Raises `StartupError` for the first fault; whatever else was loaded is closed again.
     """
-    loaded: list[Detector] = []
-    try:
-        for name, section in named.items():
-            if section.enabled:
-                detector = await _load_detector(name, section)
-                loaded.append(detector)
-                await _probe(name, detector)
-                _say(log, "detector_loaded", DETECTORS, section.kind, name=name, digest=detector.info.digest)
-    except StartupError:
+    wanted = {name: section for name, section in named.items() if section.enabled}
+    results = await asyncio.gather(*(_prove(name, section) for name, section in wanted.items()), return_exceptions=True)
+    loaded = [result for result in results if not isinstance(result, BaseException)]
+    faults = [result for result in results if isinstance(result, BaseException)]
+    if faults:
         for detector in loaded:
             await detector.aclose()
-        raise
+        raise faults[0]
+    for detector, (name, section) in zip(loaded, wanted.items(), strict=True):
+        _say(log, "detector_loaded", DETECTORS, section.kind, name=name, digest=detector.info.digest)
     return loaded
+
+
+async def _prove(name: str, section: DetectorSettings) -> Detector:
+    """Load one detector and let it judge; close it again if it cannot."""
+    detector = await _load_detector(name, section)
+    try:
+        await _probe(name, detector)
+    except StartupError:
+        await detector.aclose()
+        raise
+    return detector
 
 
 async def _load_detector(name: str, section: DetectorSettings) -> Detector:
