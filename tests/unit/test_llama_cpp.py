@@ -146,10 +146,13 @@ async def main():
 asyncio.run(main())
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert (done.stdout, done.stderr) == ("", "")
     shown = subprocess.run(
         [sys.executable, "-c", program],
+        check=True,
         capture_output=True,
         text=True,
         timeout=120,
@@ -165,7 +168,7 @@ import asyncio
 from backends.llama_cpp import LlamaCppBackend, LlamaCppConfig
 asyncio.run(LlamaCppBackend.load(LlamaCppConfig()))
 """
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 # Control tokens
@@ -326,7 +329,7 @@ async def test_a_temporary_folder_too_deep_for_a_socket(monkeypatch: pytest.Monk
 
 def test_importing_it_loads_no_engine() -> None:
     program = "import sys, backends.llama_cpp; sys.exit('xllamacpp' in sys.modules or 'llama_cpp' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 # What the real engine does not do on demand
