@@ -129,7 +129,7 @@ def db_upgrade(arguments: argparse.Namespace) -> int:
 def keys_create(arguments: argparse.Namespace) -> int:
     """Make an API key and print it; it is stored as a hash and never shown again."""
     from gateway.auth import apikeys
-    from gateway.main import open_store
+    from gateway.parts import open_store
 
     settings = _settings(arguments)
     prepare_home(settings)
@@ -191,7 +191,7 @@ def policy_check(arguments: argparse.Namespace) -> int:
 def detect(arguments: argparse.Namespace) -> int:
     """Judge every row; 1 if any row could not be read."""
     from detectors.batch import detect_file
-    from gateway.main import open_panel
+    from gateway.parts import open_panel
 
     settings = _settings(arguments)
 
@@ -209,7 +209,7 @@ def detect(arguments: argparse.Namespace) -> int:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure the detectors on labelled rows and write a report in Markdown."""
     from detectors import evaluate as measure
-    from gateway.main import open_panel
+    from gateway.parts import open_panel
 
     settings = _settings(arguments)
 

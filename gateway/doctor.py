@@ -8,7 +8,7 @@ import msgspec
 
 from backends.api import BackendError
 from gateway.errors import HavengateError
-from gateway.main import open_panel, open_store
+from gateway.parts import open_panel, open_store
 from gateway.policy.loader import default_policy_path, load_policy
 from gateway.registry import load_backend
 from gateway.settings import Settings

@@ -7,36 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Final
 
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
-from structlog.typing import FilteringBoundLogger
 
 from dashboards import home
-from detectors.api import Detector
-from detectors.panel import Observe, Panel
-from gateway.auth.apikeys import ApiKeyAuthenticator, import_key
+from gateway import parts
+from gateway.auth.apikeys import ApiKeyAuthenticator
 from gateway.auth.guards import Guard, check_routes
 from gateway.auth.signin import SignIn
 from gateway.events.inprocess import InProcessBus
 from gateway.http import chat, faults, health, models, moderations
 from gateway.http.front import Front, Slots
-from gateway.http.openai import Limits
-from gateway.pipeline.holdback import Rules
-from gateway.pipeline.observe import Observer
+from gateway.pipeline.observe import Observer, detector_observer
 from gateway.pipeline.record import Recorder
 from gateway.pipeline.turn import House
 from gateway.policy.loader import PolicyHolder, default_policy_path
-from gateway.registry import load_backend, load_detectors
+from gateway.registry import load_backend
 from gateway.settings import Settings
-from gateway.store.crypto import Keyring
-from gateway.store.migrate import upgrade
 from gateway.store.uow import Store
 from gateway.telemetry.start import Telemetry
 
@@ -55,41 +47,13 @@ _ROUTES: Final = (
 )
 
 
-class SystemClock:
-    """The machine's clocks."""
-
-    def now_s(self) -> float:
-        return time.time()
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
-
-
-def open_store(settings: Settings) -> Store:
-    """The record, its schema brought up to date; its keys are kept beside it, not in it."""
-    keyring = Keyring.load_or_create(settings.home.expanduser().absolute() / "keyring.json")
-    upgrade(settings.database_url)
-    return Store.open(settings.database_url, keyring)
-
-
-async def open_panel(
-    settings: Settings, *, log: FilteringBoundLogger | None = None, observe: Observe | None = None
-) -> tuple[Panel, list[Detector]]:
-    """The detectors that settings name, and the panel that asks them under one deadline, with one cache."""
-    detectors = await load_detectors(settings.detectors, log=log)
-    panel = Panel(
-        detectors, timeout_s=settings.judge.timeout_s, cache_entries=settings.judge.cache_entries, observe=observe
-    )
-    return panel, detectors
-
-
 def create_app(settings: Settings) -> Litestar:
     """The application.  Raises `StartupError` with one clear line for whatever would keep it from serving."""
     telemetry = Telemetry.start(settings.telemetry)
-    store = open_store(settings)
+    store = parts.open_store(settings)
     policy = PolicyHolder(settings.policy.path or default_policy_path())
     telemetry.metrics.policy_loaded(policy.current.version)
-    signin = SignIn(time.monotonic)
+    signin = SignIn(parts.SystemClock().monotonic_s)
     keys = ApiKeyAuthenticator(store, store.keyring, settings.auth.key_cache_ttl_s)
     app = Litestar(
         route_handlers=[*_ROUTES, home.static_files()],
@@ -114,13 +78,16 @@ async def _lifespan(
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(telemetry.shutdown)
         stack.push_async_callback(store.aclose)
-        backend = await load_backend(settings.backend.kind, settings.backend.options, log=telemetry.log)
+        # Side by side: half a second of a person's wait.  If one fails the process ends, and the other with it.
+        backend, (panel, detectors) = await asyncio.gather(
+            load_backend(settings.backend.kind, settings.backend.options, log=telemetry.log),
+            parts.open_panel(settings, log=telemetry.log, observe=detector_observer(telemetry)),
+        )
         stack.push_async_callback(backend.aclose)
-        observer = Observer(telemetry, backend.info)
-        panel, detectors = await open_panel(settings, log=telemetry.log, observe=observer.detector)
         stack.push_async_callback(panel.aclose)
-        await _import_dev_key(settings, store)
-        clock = SystemClock()
+        observer = Observer(telemetry, backend.info)
+        await parts.import_dev_key(settings, store)
+        clock = parts.SystemClock()
         house = House(
             panel=panel,
             policy=policy,
@@ -129,12 +96,12 @@ async def _lifespan(
             clock=clock,
             observer=observer,
             persona=settings.persona.system_prompt,
-            holdback=_holdback(settings),
+            holdback=parts.holdback(settings),
         )
         app.state.front = Front(
             house=house,
             store=store,
-            limits=_limits(settings),
+            limits=parts.limits(settings),
             models=tuple(dict.fromkeys((settings.models.alias, backend.info.model))),
             slots=Slots(settings.server.max_streams, observer),
         )
@@ -162,36 +129,6 @@ async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-async def _import_dev_key(settings: Settings, store: Store) -> None:
-    """Make the development key valid, if there is one; a second start changes nothing."""
-    if settings.auth.dev_api_key is None:
-        return
-    async with store.begin() as unit:
-        await import_key(
-            unit,
-            store.keyring,
-            settings.auth.dev_api_key.get_secret_value(),
-            name="development",
-            scopes=("chat", "moderations", "models"),
-            region="unknown",
-            now=datetime.now(tz=UTC),
-        )
-
-
-def _holdback(settings: Settings) -> Rules:
-    sizes = settings.holdback
-    return Rules(first_chars=sizes.first_chars, window_chars=sizes.window_chars, overlap_chars=sizes.overlap_chars)
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        max_messages=settings.server.max_messages,
-        max_message_chars=settings.server.max_message_chars,
-        max_tokens_default=settings.persona.default_max_tokens,
-        max_tokens_cap=settings.persona.cap_max_tokens,
-    )
 
 
 def _from_state(name: str) -> Callable[[State], Any]:

@@ -102,9 +102,9 @@ class PolicySettings(Section):
 class HoldbackSettings(Section):
     """How much of an answer waits for its verdict (`gateway/pipeline/holdback.py`), in code points."""
 
-    first_chars: int = Field(default=60, ge=24, le=4_096)
-    window_chars: int = Field(default=280, ge=1, le=4_096)
-    overlap_chars: int = Field(default=280, ge=0, le=4_096)
+    first_chars: int = Field(default=60, ge=32, le=4_096)
+    window_chars: int = Field(default=280, ge=80, le=4_096)
+    overlap_chars: int = Field(default=140, ge=0, le=4_096)
 
     @model_validator(mode="after")
     def _in_order(self) -> HoldbackSettings:

@@ -29,14 +29,18 @@ class Rules(msgspec.Struct, frozen=True):
     """
 
     first_chars: int = 60
+    first_min_chars: int = 24
     window_chars: int = 280
-    min_chars: int = 24
-    overlap_chars: int = 280
+    window_min_chars: int = 80
+    """Short sentences share a window: a verdict for each would cost ten times as much and say less."""
+    overlap_chars: int = 140
     lookahead_chars: int = 24
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_chars <= self.first_chars <= self.window_chars:
-            raise ValueError("hold-back sizes must satisfy 0 < min_chars <= first_chars <= window_chars")
+        if not 0 < self.first_min_chars <= self.first_chars <= self.window_chars:
+            raise ValueError("hold-back sizes must satisfy 0 < first_min_chars <= first_chars <= window_chars")
+        if not 0 < self.window_min_chars <= self.window_chars:
+            raise ValueError("hold-back sizes must satisfy 0 < window_min_chars <= window_chars")
         if not 0 <= self.lookahead_chars < self.first_chars:
             raise ValueError("hold-back sizes must satisfy 0 <= lookahead_chars < first_chars")
         if self.overlap_chars < 0:
@@ -72,7 +76,8 @@ def next_window(text: str, start: int, rules: Rules, *, finished: bool) -> Windo
 def _sentence_boundary(text: str, start: int, limit: int, rules: Rules) -> int | None:
     """The first end of a sentence (in the first window: of a clause) within the limit."""
     # One character of look-ahead: a mark that joins the last character must be seen before the cut.
-    for end in range(start + rules.min_chars, min(start + limit, len(text) - 1) + 1):
+    least = rules.first_min_chars if start == 0 else rules.window_min_chars
+    for end in range(start + least, min(start + limit, len(text) - 1) + 1):
         if _ends_sentence(text, end, clause=start == 0) and is_cluster_boundary(text, end):
             return end
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from opentelemetry.trace import SpanKind
@@ -26,12 +27,6 @@ class Observer:
     def turn(self, turn: Turn, monotonic_s: float) -> TurnView:
         """Begin to watch a turn."""
         return TurnView(self._telemetry, self._backend, turn, monotonic_s)
-
-    def detector(self, name: str, duration_s: float, state: DetectorState) -> None:
-        """One verdict of one detector, or its absence."""
-        self._telemetry.metrics.detector(name, duration_s, state)
-        if state == "unavailable":
-            self._telemetry.log.error("detector_unavailable", name=name, duration_ms=round(duration_s * MS, 1))
 
     def escalated(self, decision: Decision) -> None:
         """People are being brought in, and that is on record."""
@@ -65,6 +60,17 @@ class Observer:
     def render_metrics(self) -> bytes:
         """The page for Prometheus, of type `CONTENT_TYPE`."""
         return self._telemetry.metrics.render()
+
+
+def detector_observer(telemetry: Telemetry) -> Callable[[str, float, DetectorState], None]:
+    """What the panel tells of each verdict: detector, seconds, state."""
+
+    def observe(name: str, duration_s: float, state: DetectorState) -> None:
+        telemetry.metrics.detector(name, duration_s, state)
+        if state == "unavailable":
+            telemetry.log.error("detector_unavailable", name=name, duration_ms=round(duration_s * MS, 1))
+
+    return observe
 
 
 class TurnView:

@@ -190,7 +190,9 @@ async def home(
         clock=clock,
         observer=Observer(telemetry, backend.info),
         persona="You are the persona of this test.",
-        holdback=Rules(first_chars=30, window_chars=60, min_chars=8, overlap_chars=60, lookahead_chars=22),
+        holdback=Rules(
+            first_chars=30, window_chars=60, first_min_chars=8, window_min_chars=8, overlap_chars=60, lookahead_chars=22
+        ),
     )
     try:
         yield Home(house, store, backend, marked, clock, log, database)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from gateway.pipeline.holdback import Rules, Window, is_cluster_boundary, next_window
 
-RULES = Rules(first_chars=20, window_chars=60, min_chars=8, overlap_chars=40, lookahead_chars=6)
+RULES = Rules(
+    first_chars=20, window_chars=60, first_min_chars=8, window_min_chars=8, overlap_chars=40, lookahead_chars=6
+)
 PROSE = "It is good that you wrote. We can take this slowly, one thing at a time. What happened today? Tell me more."
 texts = st.text(alphabet=st.sampled_from("ab .,!?\n。é\u0301\u200d👍🏽🇩🇪"), max_size=300)
 
@@ -76,7 +78,9 @@ def test_nothing_is_cut_before_the_next_character_is_known() -> None:
 
 
 def test_the_overlap_starts_at_a_word() -> None:
-    rules = Rules(first_chars=20, window_chars=60, min_chars=8, overlap_chars=10, lookahead_chars=6)
+    rules = Rules(
+        first_chars=20, window_chars=60, first_min_chars=8, window_min_chars=8, overlap_chars=10, lookahead_chars=6
+    )
     window = windows(PROSE, [], rules)[2]
     assert window.judged_from < window.start
     assert PROSE[window.judged_from - 1].isspace()
@@ -94,7 +98,17 @@ def test_one_endless_character_is_cut_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"first_chars": 0}, {"min_chars": 0}, {"first_chars": 400}, {"min_chars": 100}, {"overlap_chars": -1}, {"lookahead_chars": 60}]
+    "sizes",
+    [
+        {"first_chars": 0},
+        {"first_min_chars": 0},
+        {"window_min_chars": 0},
+        {"first_chars": 400},
+        {"first_min_chars": 100},
+        {"window_min_chars": 500},
+        {"overlap_chars": -1},
+        {"lookahead_chars": 60},
+    ],
 )
 def test_impossible_sizes_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"hold-back|overlap"):

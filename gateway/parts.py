@@ -1,0 +1,79 @@
+"""The parts of the house, each opened from its settings.  `gateway/main.py` puts them together."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+from structlog.typing import FilteringBoundLogger
+
+from detectors.api import Detector
+from detectors.panel import Observe, Panel
+from gateway.auth.apikeys import import_key
+from gateway.http.openai import Limits
+from gateway.pipeline.holdback import Rules
+from gateway.registry import load_detectors
+from gateway.settings import Settings
+from gateway.store.crypto import Keyring
+from gateway.store.migrate import upgrade
+from gateway.store.uow import Store
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now_s(self) -> float:
+        return time.time()
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+
+def open_store(settings: Settings) -> Store:
+    """The record, its schema brought up to date; its keys are kept beside it, not in it."""
+    keyring = Keyring.load_or_create(settings.home.expanduser().absolute() / "keyring.json")
+    upgrade(settings.database_url)
+    return Store.open(settings.database_url, keyring)
+
+
+async def open_panel(
+    settings: Settings, *, log: FilteringBoundLogger | None = None, observe: Observe | None = None
+) -> tuple[Panel, list[Detector]]:
+    """The detectors that settings name, and the panel that asks them under one deadline, with one cache."""
+    detectors = await load_detectors(settings.detectors, log=log)
+    panel = Panel(
+        detectors, timeout_s=settings.judge.timeout_s, cache_entries=settings.judge.cache_entries, observe=observe
+    )
+    return panel, detectors
+
+
+async def import_dev_key(settings: Settings, store: Store) -> None:
+    """Make the development key valid, if there is one; a second start changes nothing."""
+    if settings.auth.dev_api_key is None:
+        return
+    async with store.begin() as unit:
+        await import_key(
+            unit,
+            store.keyring,
+            settings.auth.dev_api_key.get_secret_value(),
+            name="development",
+            scopes=("chat", "moderations", "models"),
+            region="unknown",
+            now=datetime.now(tz=UTC),
+        )
+
+
+def holdback(settings: Settings) -> Rules:
+    """How answers are cut into windows."""
+    sizes = settings.holdback
+    return Rules(first_chars=sizes.first_chars, window_chars=sizes.window_chars, overlap_chars=sizes.overlap_chars)
+
+
+def limits(settings: Settings) -> Limits:
+    """Bounds of a request."""
+    return Limits(
+        max_messages=settings.server.max_messages,
+        max_message_chars=settings.server.max_message_chars,
+        max_tokens_default=settings.persona.default_max_tokens,
+        max_tokens_cap=settings.persona.cap_max_tokens,
+    )
