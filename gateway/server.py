@@ -29,6 +29,8 @@ class _Server(uvicorn.Server):
 
 def run(settings: Settings, listener: socket.socket) -> int:
     """Serve on ``listener``.  Returns the exit code; raises `StartupError` for what keeps it from starting."""
+    # When start-up fails, the reason is said once, by us; Python's last-resort handler would add uvicorn's.
+    logging.getLogger("uvicorn.error").addHandler(logging.NullHandler())
     app = create_app(settings)
     failure = _StartupFailure()
     config = uvicorn.Config(
@@ -40,14 +42,16 @@ def run(settings: Settings, listener: socket.socket) -> int:
         timeout_graceful_shutdown=int(settings.server.graceful_shutdown_s),
         h11_max_incomplete_event_size=64 * 1024,
     )
-    # When start-up fails, the reason is said once, by us; Python's last-resort handler would add uvicorn's.
-    logging.getLogger("uvicorn.error").addHandler(logging.NullHandler())
     listener.listen(config.backlog)
     server = _Server(config, _banner(settings, app, listener))
-    server.run(sockets=[listener])
-    if failure.error is not None:
-        raise failure.error
-    return 0 if server.started else 1
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:
+        # uvicorn's way to say that start-up failed; the reason is ours to tell.
+        if failure.error is not None:
+            raise failure.error from None
+        raise StartupError(f"The gateway could not start ({failure.kind}); this is a fault of ours.") from None
+    return 0
 
 
 class _StartupFailure:
@@ -55,6 +59,7 @@ class _StartupFailure:
 
     def __init__(self) -> None:
         self.error: StartupError | None = None
+        self.kind = "unknown"
 
     def watching(self, app: Litestar) -> Any:
         async def watched(scope: Any, receive: Any, send: Any) -> None:
@@ -64,7 +69,9 @@ class _StartupFailure:
             try:
                 await app(scope, receive, _without_traceback(send))
             except BaseException as error:
-                self.error = _startup_error(error)
+                first = _first(error)
+                self.kind = type(first).__name__
+                self.error = first if isinstance(first, StartupError) else None
                 raise
 
         return watched
@@ -78,11 +85,11 @@ def _without_traceback(send: Any) -> Any:
     return quiet
 
 
-def _startup_error(error: BaseException) -> StartupError | None:
-    """The refusal behind whatever groups it came wrapped in; None when it was something else, a bug."""
+def _first(error: BaseException) -> BaseException:
+    """The error behind whatever groups it came wrapped in."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error if isinstance(error, StartupError) else None
+    return error
 
 
 def _banner(settings: Settings, app: Litestar, listener: socket.socket) -> str:
