@@ -50,7 +50,8 @@ def test_a_stream(scripted_gateway: Gateway) -> None:
 def test_the_real_model_streams(embedded_gateway: Gateway) -> None:
     answer = node(embedded_gateway, "stream", "Name one colour.")
     assert answer["text"].strip()
-    assert answer["havengate"]["decision"] == "allow"
+    assert answer["usage"]["completion_tokens"] > 0
+    assert answer["havengate"]["severity"] == 0
 
 
 def test_the_packages_own_stream_helper_reads_it(scripted_gateway: Gateway) -> None:

@@ -119,8 +119,19 @@ def test_an_everyday_message_is_answered_by_the_real_model(embedded_gateway: Gat
     check_plain(embedded_gateway, chat(embedded_gateway, EVERYDAY, stream=stream, max_tokens=24, temperature=0, seed=7))
 
 
-def test_a_figure_of_speech_passes_untouched(embedded_gateway: Gateway, stream: bool) -> None:
-    check_plain(embedded_gateway, chat(embedded_gateway, IDIOM, stream=stream, max_tokens=24, temperature=0, seed=7))
+def test_a_figure_of_speech_passes_untouched(scripted_gateway: Gateway, stream: bool) -> None:
+    check_plain(scripted_gateway, chat(scripted_gateway, IDIOM, stream=stream))
+
+
+def test_a_figure_of_speech_is_answered_by_the_real_model(embedded_gateway: Gateway, stream: bool) -> None:
+    """The demonstration model may say something that is stopped; the person's own words alarm nobody."""
+    reply = chat(embedded_gateway, IDIOM, stream=stream, max_tokens=24, temperature=0, seed=7)
+    assert (reply.havengate["severity"], reply.havengate["categories"]) == (0, [])
+    assert reply.usage is not None
+    assert reply.usage["completion_tokens"] > 0, "the model spoke"
+    told = json.loads(audit(embedded_gateway, reply)["turn.closed"]["data"])
+    assert "crisis" not in str(told["reasons"])
+    assert not any(reason.startswith(("unavailable", "carried")) for reason in told["reasons"])
 
 
 def test_an_explicit_crisis_is_met_with_care_and_people(embedded_gateway: Gateway, stream: bool) -> None:
@@ -295,7 +306,7 @@ def test_the_trail_of_all_this_is_whole(scripted_gateway: Gateway, embedded_gate
 
 
 def test_a_client_that_leaves_is_on_record_and_the_model_is_let_go(scripted_gateway: Gateway) -> None:
-    """The stream hangs after two sentences; the client reads one and hangs up."""
+    """The stream falls silent after two sentences; the client reads the first words and hangs up."""
     body = json.dumps(
         {"model": "havengate", "stream": True, "messages": [{"role": "user", "content": scripts.ASK_HANGING}]}
     ).encode()
@@ -307,11 +318,11 @@ def test_a_client_that_leaves_is_on_record_and_the_model_is_let_go(scripted_gate
     with socket.create_connection((host, int(port)), timeout=30) as client:
         client.sendall(head.encode() + body)
         received = b""
-        while b"makes sense" not in received and b": ping" not in received:
+        while b"gardener" not in received and b": ping" not in received:
             received += client.recv(65536) or b": ping"
-        assert b"makes sense" in received
+        assert b"gardener" in received
     line = json.loads(scripted_gateway.output.wait_for('"event":"turn"', '"client_gone":true'))
     (row,) = scripted_gateway.rows("SELECT data FROM audit WHERE request_id = ?", line["request_id"])
     data = json.loads(row["data"])
     assert data["client_gone"] is True
-    assert data["delivered_chars"] >= len(scripts.SAFE_START)
+    assert 0 < data["delivered_chars"] <= len(scripts.SAFE_START + scripts.SAFE_MIDDLE)

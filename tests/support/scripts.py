@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 BENIGN: Final = "Sourdough likes patience. Fold the dough every half hour, and let it rest in a cool place over night."
-SAFE_START: Final = "That sounds like a very long week, and being tired after it makes sense. "
-SAFE_MIDDLE: Final = "Rest is not something that you have to earn first. "
+SAFE_START: Final = "Once there was a gardener who watered her beans every morning before breakfast. "
+SAFE_MIDDLE: Final = "In summer her neighbours came by to look at the rows and to talk about the weather. "
 HARM: Final = "the world would be better without you"
 AFTER_HARM: Final = "Nobody may ever read this sentence."
 LONG: Final = tuple(
