@@ -5,6 +5,7 @@
 const form = document.getElementById("try");
 const message = document.getElementById("message");
 const key = document.getElementById("key");
+const region = document.getElementById("region");
 const verdict = document.getElementById("verdict");
 const answer = document.getElementById("answer");
 const send = form.querySelector("button[type=submit]");
@@ -17,23 +18,28 @@ function headers() {
 
 function show(rows) {
   verdict.replaceChildren();
-  for (const [name, value] of rows) {
+  for (const [name, value, look] of rows) {
     const term = document.createElement("dt");
     term.textContent = name;
     const detail = document.createElement("dd");
-    detail.textContent = value;
+    const text = document.createElement("span");
+    text.textContent = value;
+    if (look) text.className = look;
+    detail.append(text);
     verdict.append(term, detail);
   }
 }
+
+const plain = (name) => name.replaceAll("_", " ");
 
 function verdictRows(summary) {
   const states = Object.entries(summary.detectors).map(([name, state]) => `${name} ${state}`);
   return [
     ["Decision", `${summary.decision} (${summary.stage})`],
-    ["Severity", `S${summary.severity}`],
-    ["Categories", summary.categories.join(", ") || "none"],
-    ["Incident", summary.incident_id || "none"],
-    ["Policy", summary.policy_version],
+    ["Severity", `S${summary.severity}`, `badge s${summary.severity}`],
+    ["Categories", summary.categories.map(plain).join(", ") || "none"],
+    ["Incident", summary.incident_id || "none", "id"],
+    ["Policy", summary.policy_version, "id"],
     ["Detectors", states.join(", ") || "none"],
   ];
 }
@@ -62,10 +68,11 @@ function onEvent(data) {
 }
 
 async function stream(text) {
+  const turn = { model: form.dataset.model, stream: true, messages: [{ role: "user", content: text }] };
   const response = await fetch("/v1/chat/completions", {
     method: "POST",
     headers: headers(),
-    body: JSON.stringify({ model: form.dataset.model, stream: true, messages: [{ role: "user", content: text }] }),
+    body: JSON.stringify({ ...turn, metadata: { region: region.value } }),
   });
   if (!response.ok) return fail(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -80,7 +80,7 @@ def page_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 
 @pytest.fixture(scope="module")
-def session(browser: Browser, page_gateway: Gateway) -> Iterator[dict[str, Any]]:
+def session(browser: Browser, page_gateway: Gateway) -> dict[str, Any]:
     """The cookie of someone who came in by the link and pressed the button."""
     context = browser.new_context()
     visit = open_page(context, page_gateway.sign_in_link)
@@ -89,7 +89,7 @@ def session(browser: Browser, page_gateway: Gateway) -> Iterator[dict[str, Any]]
     (cookie,) = context.cookies()
     visit.check_quiet(page_gateway)
     context.close()
-    yield dict(cookie)
+    return dict(cookie)
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -200,6 +200,12 @@ def test_a_crisis(visit: Visit, page_gateway: Gateway) -> None:
     assert violations(visit.page) == []
 
 
+def test_the_region_picks_the_places(visit: Visit) -> None:
+    visit.page.get_by_label("Region").select_option("US")
+    visit.send(CRISIS)
+    expect(visit.page.locator("#answer")).to_contain_text("988")
+
+
 def test_an_answer_that_turns(visit: Visit) -> None:
     visit.send(scripts.ASK_TURNING)
     answer = visit.page.locator("#answer")
@@ -226,11 +232,13 @@ def test_it_works_by_keyboard_and_on_a_small_screen(visit: Visit) -> None:
     visit.page.get_by_role("textbox", name="Message").focus()
     visit.page.keyboard.type(EVERYDAY)
     visit.page.keyboard.press("Tab")
+    expect(visit.page.get_by_label("Region")).to_be_focused()
+    visit.page.keyboard.press("Tab")
     visit.page.keyboard.press("Enter")
     expect(visit.page.locator("#answer")).to_have_text(scripts.BENIGN)
-    assert visit.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
-        "nothing to scroll sideways"
-    )
+    sideways = visit.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert sideways <= 0
+    assert violations(visit.page) == []
 
 
 def test_it_says_what_runs_and_how_to_call_it(visit: Visit, page_gateway: Gateway) -> None:
