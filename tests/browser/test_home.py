@@ -251,7 +251,7 @@ def test_it_says_what_runs_and_how_to_call_it(visit: Visit, page_gateway: Gatewa
 
 def test_the_sign_in_page_is_accessible(browser: Browser, page_gateway: Gateway) -> None:
     for scheme in ("light", "dark"):
-        context = browser.new_context(color_scheme=scheme)  # type: ignore[arg-type]
+        context = browser.new_context(color_scheme=scheme)
         visit = open_page(context, f"{page_gateway.base_url}/login?token=none")
         assert violations(visit.page) == []
         visit.check_quiet(page_gateway)

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionContentPartParam,
+    ChatCompletionMessageParam,
+)
 
 from tests.support import scripts
 from tests.support.gateway import Gateway
@@ -26,15 +31,18 @@ def client(scripted_gateway: Gateway) -> Iterator[OpenAI]:
         yield client
 
 
+def said(text: str) -> list[ChatCompletionMessageParam]:
+    return [{"role": "user", "content": text}]
+
+
 def ask(client: OpenAI, text: str, **fields: object) -> ChatCompletion:
-    answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": text}], **fields)  # type: ignore[call-overload]
+    answer = client.chat.completions.create(model=MODEL, messages=said(text), **fields)  # type: ignore[call-overload]
     assert isinstance(answer, ChatCompletion)
     return answer
 
 
 def ask_streamed(client: OpenAI, text: str, **fields: object) -> list[ChatCompletionChunk]:
-    messages = [{"role": "user", "content": text}]
-    return list(client.chat.completions.create(model=MODEL, messages=messages, stream=True, **fields))  # type: ignore[call-overload]
+    return list(client.chat.completions.create(model=MODEL, messages=said(text), stream=True, **fields))  # type: ignore[call-overload]
 
 
 def spoken(chunks: list[ChatCompletionChunk]) -> str:
@@ -90,8 +98,7 @@ def test_usage_comes_with_a_stream_only_when_asked_for(client: OpenAI) -> None:
 
 
 def test_the_sdks_own_stream_helper_reads_it(client: OpenAI) -> None:
-    messages = [{"role": "user", "content": "How does sourdough work?"}]
-    with client.chat.completions.stream(model=MODEL, messages=messages) as stream:  # type: ignore[arg-type]
+    with client.chat.completions.stream(model=MODEL, messages=said("How does sourdough work?")) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()
     assert {"chunk", "content.delta", "content.done"} <= kinds
@@ -100,7 +107,7 @@ def test_the_sdks_own_stream_helper_reads_it(client: OpenAI) -> None:
 
 def test_headers_tell_what_was_decided(client: OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(
-        model=MODEL, messages=[{"role": "user", "content": CRISIS}], metadata={"region": "US"}
+        model=MODEL, messages=said(CRISIS), metadata={"region": "US"}
     )
     assert raw.headers["x-havengate-decision"] == "replace"
     assert raw.headers["x-havengate-policy"]
@@ -124,9 +131,9 @@ def test_a_stopped_stream_is_well_formed(client: OpenAI) -> None:
 
 async def test_the_async_client(scripted_gateway: Gateway) -> None:
     async with AsyncOpenAI(base_url=scripted_gateway.api_url, api_key=scripted_gateway.key, max_retries=0) as client:
-        messages = [{"role": "user", "content": "How does sourdough work?"}]
-        whole = await client.chat.completions.create(model=MODEL, messages=messages)  # type: ignore[call-overload]
-        stream = await client.chat.completions.create(model=MODEL, messages=messages, stream=True)  # type: ignore[call-overload]
+        messages = said("How does sourdough work?")
+        whole = await client.chat.completions.create(model=MODEL, messages=messages)
+        stream = await client.chat.completions.create(model=MODEL, messages=messages, stream=True)
         chunks = [chunk async for chunk in stream]
         names = [model.id async for model in client.models.list()]
     assert whole.choices[0].message.content == spoken(chunks) == scripts.BENIGN
@@ -134,8 +141,11 @@ async def test_the_async_client(scripted_gateway: Gateway) -> None:
 
 
 def test_multipart_text_is_read_as_one_message(client: OpenAI) -> None:
-    parts = [{"type": "text", "text": "I want to end my "}, {"type": "text", "text": "life tonight."}]
-    answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}])  # type: ignore[call-overload]
+    parts: list[ChatCompletionContentPartParam] = [
+        {"type": "text", "text": "I want to end my "},
+        {"type": "text", "text": "life tonight."},
+    ]
+    answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}])
     assert (answer.model_extra or {})["havengate"]["severity"] >= 3
 
 
@@ -194,7 +204,7 @@ def test_models_are_listed_and_retrieved(client: OpenAI) -> None:
     names = [model.id for model in client.models.list()]
     assert names == [MODEL, "scripted"]
     assert [client.models.retrieve(name).id for name in names] == names
-    answer = client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": "Hello!"}])
+    answer = client.chat.completions.create(model="scripted", messages=said("Hello!"))
     assert answer.model == "scripted"
 
 
@@ -229,7 +239,7 @@ def test_a_wrong_key(scripted_gateway: Gateway) -> None:
 
 def test_an_unknown_model(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
-        client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "Hello"}])
+        client.chat.completions.create(model="nobody", messages=said("Hello"))
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("nobody")
