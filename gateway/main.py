@@ -20,10 +20,9 @@ from gateway import parts
 from gateway.auth.apikeys import ApiKeyAuthenticator
 from gateway.auth.guards import Guard, check_routes
 from gateway.auth.signin import SignIn
-from gateway.events.inprocess import InProcessBus
 from gateway.http import chat, faults, health, models, moderations
 from gateway.http.front import Front, Slots
-from gateway.pipeline.observe import Observer, detector_observer
+from gateway.pipeline.observe import Observer, bus_observer, detector_observer
 from gateway.pipeline.record import Recorder
 from gateway.pipeline.turn import House
 from gateway.policy.loader import PolicyHolder, default_policy_path
@@ -85,6 +84,7 @@ async def _lifespan(
         )
         stack.push_async_callback(backend.aclose)
         stack.push_async_callback(panel.aclose)
+        bus = await stack.enter_async_context(parts.open_bus(settings, bus_observer(telemetry)))
         observer = Observer(telemetry, backend.info)
         await parts.import_dev_key(settings, store)
         clock = parts.SystemClock()
@@ -92,7 +92,7 @@ async def _lifespan(
             panel=panel,
             policy=policy,
             backend=backend,
-            recorder=Recorder(store, InProcessBus(), clock),
+            recorder=Recorder(store, bus, clock),
             clock=clock,
             observer=observer,
             persona=settings.persona.system_prompt,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from structlog.typing import FilteringBoundLogger
@@ -10,6 +12,10 @@ from structlog.typing import FilteringBoundLogger
 from detectors.api import Detector
 from detectors.panel import Observe, Panel
 from gateway.auth.apikeys import import_key
+from gateway.errors import StartupError
+from gateway.events.bus import EventBus
+from gateway.events.inprocess import InProcessBus
+from gateway.events.redis import RedisBus, Report
 from gateway.http.openai import Limits
 from gateway.pipeline.holdback import Rules
 from gateway.registry import load_detectors
@@ -31,9 +37,36 @@ class SystemClock:
 
 def open_store(settings: Settings) -> Store:
     """The record, its schema brought up to date; its keys are kept beside it, not in it."""
-    keyring = Keyring.load_or_create(settings.home.expanduser().absolute() / "keyring.json")
+    keyring = open_keyring(settings)
     upgrade(settings.database_url)
     return Store.open(settings.database_url, keyring)
+
+
+def open_keyring(settings: Settings) -> Keyring:
+    """The keys from the environment, else from their file.  Raises `StartupError` where there are none and none may
+    be made."""
+    if settings.store.keyring is not None:
+        return Keyring.from_env(settings.store.keyring.get_secret_value())
+    if not settings.may_make_keyring and not settings.keyring_path.exists():
+        raise StartupError(
+            f"There are no keys: set HAVENGATE_KEYRING (32 random bytes in base64: openssl rand -base64 32), the same "
+            f"for every gateway, or put a key file at {settings.keyring_path}."
+        )
+    return Keyring.load_or_create(settings.keyring_path)
+
+
+@contextlib.asynccontextmanager
+async def open_bus(settings: Settings, report: Report) -> AsyncIterator[EventBus]:
+    """Where hints go: to every gateway when settings name a server, else to this process alone."""
+    if settings.events.url is None:
+        here = InProcessBus()
+        try:
+            yield here
+        finally:
+            here.close()
+    else:
+        async with RedisBus(settings.events.url.get_secret_value(), settings.events.channel, report) as bus:
+            yield bus
 
 
 async def open_panel(

@@ -1,7 +1,7 @@
 """Settings: one typed section per concern, from one TOML file and ``HAVENGATE__SECTION__KEY`` variables.
 
-Later wins: defaults, the TOML file, the short variables (``HAVENGATE_HOME``, ``HAVENGATE_DEV_API_KEY``, ``PORT``),
-the ``HAVENGATE__…`` variables, the command line.  An unknown key, wherever it stands, refuses to start with one
+Later wins: defaults, the TOML file, the short variables (``HAVENGATE_HOME``, ``HAVENGATE_DEV_API_KEY``,
+``HAVENGATE_KEYRING``, ``PORT``), the ``HAVENGATE__…`` variables, the command line.  An unknown key, wherever it stands, refuses to start with one
 line that names it: a misspelt safety setting must never be silently ignored.  No message holds a value, so none
 can show a secret.  Settings do not change while the process runs; the policy does (`gateway/policy/loader.py`).
 """
@@ -15,8 +15,9 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -32,6 +33,7 @@ DELIMITER: Final = "__"
 SHORT_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "HAVENGATE_HOME": ("home",),
     "HAVENGATE_DEV_API_KEY": ("auth", "dev_api_key"),
+    "HAVENGATE_KEYRING": ("store", "keyring"),
     "PORT": ("server", "port"),
 }
 SECRET_WORDS: Final = frozenset({"key", "token", "secret", "password", "authorization", "credential"})
@@ -65,9 +67,31 @@ class ServerSettings(Section):
 
 
 class StoreSettings(Section):
-    """The database.  ``None`` means SQLite in the state folder (`Settings.database_url`)."""
+    """The database, and the keys that seal what it holds."""
 
     url: SecretStr | None = None
+    """``postgresql://…`` or ``sqlite:///PATH``; None is SQLite in the state folder (`Settings.database_url`)."""
+    keyring: SecretStr | None = None
+    """The keys themselves: 32 random bytes in base64, or a key file's content.  Every gateway on one database has the
+    same."""
+    keyring_path: Path | None = None
+    """A file that holds them (mode 0600); None is ``keyring.json`` in the state folder."""
+
+
+class EventsSettings(Section):
+    """Where hints between processes go: Redis or Valkey.  Without ``url`` they stay in this process."""
+
+    url: SecretStr | None = None
+    """``redis://``, ``rediss://`` or ``unix://``; may hold a password."""
+    channel: str = Field(default="havengate", pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
+    """Gateways that share a record share a channel; two houses on one server must not."""
+
+    @field_validator("url")
+    @classmethod
+    def _of_redis(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _is_redis(url.get_secret_value()):
+            raise ValueError("must look like redis://HOST:PORT/0, rediss://… or unix:///PATH")
+        return url
 
 
 class BackendSettings(Section):
@@ -160,6 +184,7 @@ class Settings(BaseSettings):
     """State folder: the database, its key, downloads.  Relative paths start in the working folder."""
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
+    events: EventsSettings = EventsSettings()
     backend: BackendSettings = BackendSettings()
     detectors: dict[str, DetectorSettings] = Field(default={}, validate_default=True)
     judge: JudgeSettings = JudgeSettings()
@@ -188,6 +213,21 @@ class Settings(BaseSettings):
             raise ValueError("detectors: at least one must be enabled; without one nothing would be judged")
         return self
 
+    @model_validator(mode="after")
+    def _fit_for_its_profile(self) -> Settings:
+        """What several gateways need to be one house.  A part that is missing is never made up."""
+        if self.profile == "embedded":
+            return self
+        if self.store.url is None or not self.store.url.get_secret_value().startswith("postgresql"):
+            raise ValueError("store.url: the production profile needs a database, postgresql://USER@HOST/NAME")
+        if self.events.url is None:
+            raise ValueError("events.url: the production profile needs a Redis or Valkey, redis://HOST:PORT/0")
+        if self.auth.dev_api_key is not None:
+            raise ValueError(
+                "auth.dev_api_key: the production profile takes no development key; run 'havengate keys create'"
+            )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -207,6 +247,17 @@ class Settings(BaseSettings):
             return self.store.url.get_secret_value()
         return f"sqlite:///{self.home.expanduser().absolute() / 'havengate.sqlite3'}"
 
+    @property
+    def keyring_path(self) -> Path:
+        """Where the key file is when the keys are not in the environment."""
+        return self.store.keyring_path or self.home.expanduser().absolute() / "keyring.json"
+
+    @property
+    def may_make_keyring(self) -> bool:
+        """Whether a missing key file is made.  Of several gateways each would make its own, and none could read
+        what another sealed, or find the conversation that another knows."""
+        return self.profile == "embedded"
+
     def shown(self) -> dict[str, Any]:
         """Every setting in force, fit to print: secrets and secret-looking options are starred out."""
         masked: dict[str, Any] = _star_out(self.model_dump(mode="json"))
@@ -215,6 +266,15 @@ class Settings(BaseSettings):
     @property
     def enabled_detectors(self) -> dict[str, DetectorSettings]:
         return {name: detector for name, detector in self.detectors.items() if detector.enabled}
+
+
+def _is_redis(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.path if parts.scheme == "unix" else parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return named and parts.scheme in ("redis", "rediss", "unix")
 
 
 def _star_out(value: Any, name: str = "") -> Any:

@@ -38,6 +38,15 @@ class Observer:
         self._telemetry.metrics.store_error(operation, kind)
         self._telemetry.log.error("store_failed", operation=operation, error_kind=kind)
 
+    def turn_broke(self, error: Exception) -> None:
+        """A fault of ours in the middle of a turn; the person got care all the same."""
+        self._telemetry.metrics.http_error(200, "turn_broke")
+        self._telemetry.log.error("turn_broke", exc_info=error)
+
+    def owed(self, count: int) -> None:
+        """Findings that wait on disk for the store."""
+        self._telemetry.log.error("findings_owed", count=count)
+
     def backend_failed(self, kind: str) -> None:
         self._telemetry.metrics.backend_error(kind)
         self._telemetry.log.warning("backend_failed", backend=self._backend.kind, error_kind=kind)
@@ -69,6 +78,19 @@ def detector_observer(telemetry: Telemetry) -> Callable[[str, float, DetectorSta
         telemetry.metrics.detector(name, duration_s, state)
         if state == "unavailable":
             telemetry.log.error("detector_unavailable", name=name, duration_ms=round(duration_s * MS, 1))
+
+    return observe
+
+
+def bus_observer(telemetry: Telemetry) -> Callable[[str, str], None]:
+    """What the event bus tells: direction and happening.  Hints only, so nothing here is worth waking a person."""
+
+    def observe(direction: str, happening: str) -> None:
+        telemetry.metrics.event_bus(direction, happening)
+        if happening == "connected":
+            telemetry.log.info("events_connected", operation=direction)
+        elif happening == "lost":
+            telemetry.log.warning("events_lost", operation=direction)
 
     return observe
 

@@ -87,6 +87,7 @@ class Metrics:
         self._disconnects = self._counter(names.CLIENT_DISCONNECTS, "Clients that left before the end.")
         self._backend_errors = self._counter(names.BACKEND_ERRORS, "Failures of the language model.")
         self._store_errors = self._counter(names.STORE_ERRORS, "Failures of the database: each wants a person to look.")
+        self._event_bus = self._counter(names.EVENT_BUS, "Hints between gateways: connected, lost, dropped, refused.")
         self._policy_info = self._gauge(names.POLICY_INFO, "The policy in force: 1 at its version.")
         self._reload_failures = self._counter(
             names.POLICY_RELOAD_FAILURES, "Policy files refused; the earlier policy stayed in force."
@@ -175,6 +176,11 @@ class Metrics:
 
     def http_error(self, status: int, code: str) -> None:
         self._http_errors.labels(self._labels.bound("status", status), self._labels.bound("code", code)).inc()
+
+    def event_bus(self, direction: str, happening: str) -> None:
+        self._event_bus.labels(
+            self._labels.bound("operation", direction), self._labels.bound("happening", happening)
+        ).inc()
 
     def policy_loaded(self, version: str) -> None:
         """The policy in force changed: exactly one version stands at 1."""

@@ -158,6 +158,7 @@ STREAMS_OPEN: Final = "havengate_streams_open"
 CLIENT_DISCONNECTS: Final = "havengate_client_disconnects_total"
 BACKEND_ERRORS: Final = "havengate_backend_errors_total"
 STORE_ERRORS: Final = "havengate_store_errors_total"
+EVENT_BUS: Final = "havengate_event_bus_total"
 POLICY_INFO: Final = "havengate_policy_info"
 POLICY_RELOAD_FAILURES: Final = "havengate_policy_reload_failures_total"
 HTTP_ERRORS: Final = "havengate_http_errors_total"
@@ -175,6 +176,7 @@ METRIC_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     CLIENT_DISCONNECTS: ("phase",),
     BACKEND_ERRORS: ("kind",),
     STORE_ERRORS: ("operation", "kind"),
+    EVENT_BUS: ("operation", "happening"),
     POLICY_INFO: ("version",),
     POLICY_RELOAD_FAILURES: (),
     HTTP_ERRORS: ("status", "code"),

@@ -321,6 +321,7 @@ def test_every_happening_is_counted_under_its_name(metrics: Metrics) -> None:
     metrics.client_disconnect("answer")
     metrics.backend_error("timeout")
     metrics.store_error("close", "locked")
+    metrics.event_bus("send", "lost")
     metrics.http_error(404, "model_not_found")
     metrics.policy_reload_failed()
     metrics.tokens(11, 22, "m-1")
@@ -338,6 +339,7 @@ def test_every_happening_is_counted_under_its_name(metrics: Metrics) -> None:
         (names.CLIENT_DISCONNECTS, (("phase", "answer"),)): 1,
         (names.BACKEND_ERRORS, (("kind", "timeout"),)): 1,
         (names.STORE_ERRORS, (("kind", "locked"), ("operation", "close"))): 1,
+        (names.EVENT_BUS, (("happening", "lost"), ("operation", "send"))): 1,
         (names.HTTP_ERRORS, (("code", "model_not_found"), ("status", "404"))): 1,
         (names.POLICY_RELOAD_FAILURES, ()): 1,
         ("gen_ai_server_request_duration_seconds_sum", (("gen_ai_operation_name", "chat"),)): 0.2,
