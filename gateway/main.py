@@ -22,15 +22,16 @@ from gateway.auth.guards import Guard, check_routes
 from gateway.auth.signin import SignIn
 from gateway.http import chat, faults, health, models, moderations
 from gateway.http.front import Front, Slots
+from gateway.pipeline.case import House
 from gateway.pipeline.observe import Observer, bus_observer, detector_observer
 from gateway.pipeline.record import Recorder
-from gateway.pipeline.turn import House
 from gateway.policy.loader import PolicyHolder, default_policy_path
 from gateway.registry import load_backend
 from gateway.settings import Settings
 from gateway.store.uow import Store
 from gateway.telemetry.start import Telemetry
 
+PAY_EVERY_S: Final = 5.0
 _INJECTED: Final = ("front", "about", "pages", "signin")
 _ROUTES: Final = (
     chat.chat_completions,
@@ -88,15 +89,17 @@ async def _lifespan(
         observer = Observer(telemetry, backend.info)
         await parts.import_dev_key(settings, store)
         clock = parts.SystemClock()
+        recorder = Recorder(store, bus, clock, parts.owed(settings, store))
         house = House(
             panel=panel,
             policy=policy,
             backend=backend,
-            recorder=Recorder(store, bus, clock),
+            recorder=recorder,
             clock=clock,
             observer=observer,
             persona=settings.persona.system_prompt,
             holdback=parts.holdback(settings),
+            silence_s=settings.backend.silence_s,
         )
         app.state.front = Front(
             house=house,
@@ -111,8 +114,11 @@ async def _lifespan(
             store=settings.database_url.partition(":")[0].partition("+")[0],
             detectors=tuple(detectors),
         )
-        watcher = asyncio.create_task(_watch_policy(policy, observer, settings.policy.reload_check_s))
-        stack.push_async_callback(_end, watcher)
+        for work in (
+            _watch_policy(policy, observer, settings.policy.reload_check_s),
+            _pay_what_is_owed(recorder, observer),
+        ):
+            stack.push_async_callback(_end, asyncio.create_task(work))
         yield
 
 
@@ -123,6 +129,14 @@ async def _watch_policy(policy: PolicyHolder, observer: Observer, every_s: float
         if policy.changed_on_disk():
             result = await asyncio.to_thread(policy.reload)
             observer.policy_reloaded(result.version, result.error)
+
+
+async def _pay_what_is_owed(recorder: Recorder, observer: Observer) -> None:
+    """Commit findings that the store could not take, as soon as it can: at start, then every few seconds."""
+    while True:
+        if waiting := await recorder.pay():
+            observer.owed(waiting)
+        await asyncio.sleep(PAY_EVERY_S)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

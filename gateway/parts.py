@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -18,11 +19,16 @@ from gateway.events.inprocess import InProcessBus
 from gateway.events.redis import RedisBus, Report
 from gateway.http.openai import Limits
 from gateway.pipeline.holdback import Rules
+from gateway.pipeline.owed import Owed
+from gateway.pipeline.record import Intervention
 from gateway.registry import load_detectors
 from gateway.settings import Settings
 from gateway.store.crypto import Keyring
 from gateway.store.migrate import upgrade
 from gateway.store.uow import Store
+
+LOCK_TIMEOUT_S: Final = 1.0
+"""A person waits for this before they get their care text; a finding that missed it is kept on disk."""
 
 
 class SystemClock:
@@ -39,7 +45,7 @@ def open_store(settings: Settings) -> Store:
     """The record, its schema brought up to date; its keys are kept beside it, not in it."""
     keyring = open_keyring(settings)
     upgrade(settings.database_url)
-    return Store.open(settings.database_url, keyring)
+    return Store.open(settings.database_url, keyring, lock_timeout_s=LOCK_TIMEOUT_S)
 
 
 def open_keyring(settings: Settings) -> Keyring:
@@ -94,6 +100,11 @@ async def import_dev_key(settings: Settings, store: Store) -> None:
             region="unknown",
             now=datetime.now(tz=UTC),
         )
+
+
+def owed(settings: Settings, store: Store) -> Owed[Intervention]:
+    """Where findings wait that the store could not take."""
+    return Owed(settings.home.expanduser().absolute() / "owed", store.keyring, Intervention)
 
 
 def holdback(settings: Settings) -> Rules:

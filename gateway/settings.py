@@ -99,6 +99,8 @@ class BackendSettings(Section):
 
     kind: str = Field(default="llama_cpp", min_length=1, max_length=64)
     options: dict[str, Any] = Field(default={}, repr=False)
+    silence_s: float = Field(default=60.0, gt=0.0, le=600.0)
+    """Longest wait for the model's next word; after it the person gets a care message."""
 
 
 class DetectorSettings(Section):

@@ -13,14 +13,13 @@ from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
 from gateway.auth.guards import principal_of, scope
-from gateway.errors import Overloaded
 from gateway.http import openai, sse
 from gateway.http.front import Front, Lease, read_body, request_id_of
+from gateway.pipeline.case import Closed, Delta, Opened, Piece
 from gateway.pipeline.state import Outcome, Turn
-from gateway.pipeline.turn import Closed, Delta, Opened, Piece, take_turn
+from gateway.pipeline.turn import take_turn
 
 HEARTBEAT_S: Final = 10.0
-RETRY_AFTER_S: Final = 2
 CLIENT_CLOSED_REQUEST: Final = 499
 T = TypeVar("T")
 
@@ -31,13 +30,11 @@ class ClientGone(Exception):
 
 @post("/v1/chat/completions", opt=scope("chat"), status_code=200)
 async def chat_completions(request: Request[Any, Any, Any], front: Front) -> Response[Any] | Stream:
-    """OpenAI's Chat Completions, judged before and after."""
+    """OpenAI's Chat Completions, judged before and after.  A full house still hears a crisis out."""
     body = openai.decode(await read_body(request), openai.ChatRequest)
     turn = _turn(request, front, body)
     lease = front.slots.lease()
-    if lease is None:
-        raise Overloaded("Too many conversations at once; retry shortly.", retry_after_s=RETRY_AFTER_S)
-    pieces = take_turn(front.house, turn)
+    pieces = take_turn(front.house, turn, room=lease is not None)
     if body.stream:
         return await _stream(turn, body, pieces, lease)
     try:
@@ -45,13 +42,19 @@ async def chat_completions(request: Request[Any, Any, Any], front: Front) -> Res
     except ClientGone:
         return Response(content=b"", status_code=CLIENT_CLOSED_REQUEST, media_type="text/plain")
     finally:
-        await pieces.aclose()
-        lease.end()
+        await _end(pieces, lease)
     return Response(
         content=msgspec.json.encode(openai.from_outcome(turn, text, outcome)),
         media_type="application/json",
         headers=_headers(turn, outcome.decision.action, outcome.decision.policy_version),
     )
+
+
+async def _end(pieces: AsyncGenerator[Piece, None], lease: Lease | None) -> None:
+    """However an answer ends; safe to call twice, for a stream can end in two ways."""
+    await pieces.aclose()
+    if lease is not None:
+        lease.end()
 
 
 def _turn(request: Request[Any, Any, Any], front: Front, body: openai.ChatRequest) -> Turn:
@@ -85,19 +88,16 @@ async def _collect(pieces: AsyncGenerator[Piece, None]) -> tuple[str, Outcome]:
     raise AssertionError("a turn ends with its outcome")
 
 
-async def _stream(turn: Turn, body: openai.ChatRequest, pieces: AsyncGenerator[Piece, None], lease: Lease) -> Stream:
+async def _stream(
+    turn: Turn, body: openai.ChatRequest, pieces: AsyncGenerator[Piece, None], lease: Lease | None
+) -> Stream:
     """Judge the input first, so that what fails there is an ordinary HTTP error; then stream."""
-
-    async def _end() -> None:
-        await pieces.aclose()
-        lease.end()
-
     try:
         opened = await anext(pieces)
         if not isinstance(opened, Opened):
             raise AssertionError("a turn opens before it speaks")
     except BaseException:
-        await _end()
+        await _end(pieces, lease)
         raise
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
     frames = sse.with_heartbeat(_frames(turn, include_usage, pieces), HEARTBEAT_S)
@@ -106,7 +106,7 @@ async def _stream(turn: Turn, body: openai.ChatRequest, pieces: AsyncGenerator[P
         media_type="text/event-stream",
         headers=_headers(turn, opened.decision.action, opened.decision.policy_version) | dict(sse.HEADERS),
         # Runs even when the client left before the first frame, where the generator never starts.
-        background=BackgroundTask(_end),
+        background=BackgroundTask(_end, pieces, lease),
     )
 
 
@@ -128,14 +128,15 @@ async def _frames(turn: Turn, include_usage: bool, pieces: AsyncGenerator[Piece,
     yield sse.DONE
 
 
-async def _ended(frames: AsyncGenerator[bytes, None], lease: Lease) -> AsyncGenerator[bytes, None]:
+async def _ended(frames: AsyncGenerator[bytes, None], lease: Lease | None) -> AsyncGenerator[bytes, None]:
     """Give the conversation's place back as soon as the stream has ended, however it ends."""
     try:
         async with contextlib.aclosing(frames):
             async for frame in frames:
                 yield frame
     finally:
-        lease.end()
+        if lease is not None:
+            lease.end()
 
 
 async def _unless_gone(request: Request[Any, Any, Any], work: Awaitable[T]) -> T:

@@ -12,8 +12,8 @@ from litestar.exceptions import HTTPException
 
 from gateway.errors import BadRequest, BodyTooLarge
 from gateway.http.openai import Limits
+from gateway.pipeline.case import House
 from gateway.pipeline.observe import Observer
-from gateway.pipeline.turn import House
 from gateway.store.uow import Store
 
 

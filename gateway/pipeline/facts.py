@@ -50,13 +50,13 @@ def of_output(turn: Turn, asked: Decision, heard: Heard, reading: Reading, backe
     )
 
 
-def of_backend_failure(turn: Turn, asked: Decision, heard: Heard, backend: BackendInfo) -> Facts:
-    """The model failed while it was to answer."""
+def of_backend_failure(turn: Turn, asked: Decision | None, heard: Heard, backend: BackendInfo) -> Facts:
+    """The model, or the gateway itself, failed to answer.  What was asked may not be known: then it is not calm."""
     return Facts(
         stage="backend",
         mode=turn.mode,
-        severity=asked.severity,
-        categories=asked.categories,
+        severity=asked.severity if asked else 1,
+        categories=asked.categories if asked else (),
         subject=heard.last.crisis.subject,
         imminence=heard.last.crisis.imminence,
         trusted_to=backend.trusted_to,

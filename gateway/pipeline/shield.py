@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import anyio
 
 T = TypeVar("T")
+MAX_CANCELLATIONS: Final = 8
 
 
-async def see_through(work: Coroutine[Any, Any, T], *, within_s: float) -> T:
-    """Run ``work`` to its end, whether this task is cancelled by anyio's scopes or by asyncio itself.
+async def see_through(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` to its end, whether this task is cancelled by anyio's scopes or by asyncio itself, once or again.
 
-    A cancellation that arrives meanwhile is delivered afterwards.  ``within_s`` bounds only the wait
-    after a cancellation: work that is stuck then goes on without us.
+    A cancellation that arrives meanwhile is delivered afterwards.  The wait is as long as ``work``, which
+    therefore bounds itself; a task that is cancelled over and over (a loop that is being torn down) gives up.
     """
     task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            await asyncio.wait({task}, timeout=within_s)
-            raise
+        for _ in range(MAX_CANCELLATIONS):
+            try:
+                await asyncio.wait({task})
+                break
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
     return task.result()

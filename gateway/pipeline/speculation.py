@@ -40,15 +40,18 @@ class Speculation:
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """The answer as it comes.  Raises `BackendError`; closing the generator aborts the backend."""
         try:
-            count = 0
+            count, finished = 0, False
             while (item := await self._queue.get()) is not None:
                 if isinstance(item, BackendError):
                     raise item
+                finished = item.finish_reason is not None
                 yield item
                 count += 1
                 if count % CHECKPOINT_CHUNKS == 0:
                     # A client that left must not let a fast backend starve the event loop.
                     await asyncio.sleep(0)
+            if not finished:
+                raise BackendError("protocol", "the backend ended without a finish reason")
         finally:
             await self.abort()
 

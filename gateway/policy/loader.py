@@ -238,6 +238,8 @@ def _parse(name: str, content: bytes) -> dict[str, Any]:
         raise PolicyError(f"{name}: not UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(f"{name}: not TOML: {error}") from None
+    except RecursionError:
+        raise PolicyError(f"{name}: nested too deeply") from None
 
 
 def _merge(into: dict[str, Any], part: dict[str, Any], name: str) -> None:

@@ -17,9 +17,17 @@ class RiskRepository:
         self._unit = unit
 
     async def load(self, app_id: str, external_id: str) -> Risk | None:
-        """The stored state, or None for a conversation not seen before."""
+        """The stored state, or None for a conversation not seen before.
+
+        A row that cannot be read counts as a conversation that is as grave as it ever was, and decays from there.
+        """
         state = await self._unit.conversations.load(app_id, external_id)
-        return None if state is None else msgspec.convert(state.risk, Risk, strict=False)
+        if state is None:
+            return None
+        try:
+            return msgspec.convert(state.risk, Risk, strict=False)
+        except msgspec.ValidationError:
+            return Risk(level=state.severity_peak, peak=state.severity_peak)
 
     async def save(self, app_id: str, external_id: str, risk: Risk, *, end_user_hash: str | None, now: datetime) -> str:
         """Store the state; returns the conversation's internal id."""

@@ -24,11 +24,13 @@ from detectors.api import DetectorError, DetectorInfo, Judgement, Line, Passage,
 from detectors.lexicon import LexiconDetector
 from detectors.panel import Panel
 from gateway.events.inprocess import InProcessBus
+from gateway.pipeline.case import Closed, Delta, House, Opened
 from gateway.pipeline.holdback import Rules
 from gateway.pipeline.observe import Observer
-from gateway.pipeline.record import Recorder
+from gateway.pipeline.owed import Owed
+from gateway.pipeline.record import Intervention, Recorder
 from gateway.pipeline.state import Outcome, Turn
-from gateway.pipeline.turn import Closed, Delta, House, Opened, take_turn
+from gateway.pipeline.turn import take_turn
 from gateway.policy.loader import PolicyHolder, default_policy_path
 from gateway.settings import TelemetrySettings
 from gateway.store.crypto import Keyring
@@ -186,7 +188,7 @@ async def home(
         panel=panel,
         policy=PolicyHolder(default_policy_path()),
         backend=backend,
-        recorder=Recorder(store, InProcessBus(), clock),
+        recorder=Recorder(store, InProcessBus(), clock, Owed(folder / "owed", store.keyring, Intervention)),
         clock=clock,
         observer=Observer(telemetry, backend.info),
         persona="You are the persona of this test.",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from backends.scripted import ScriptedTurn
-from gateway.pipeline.turn import Closed, Delta, Opened, take_turn
+from gateway.pipeline.case import Closed, Delta, Opened
+from gateway.pipeline.turn import take_turn
 from tests.integration.house import Home, home, turn
 
 BENIGN = ("It is good ", "that you asked. ", "Boil it for ", "eight minutes. ", "Then let it ", "cool down.")

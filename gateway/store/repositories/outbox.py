@@ -60,6 +60,11 @@ class Outbox:
 
         self._session.later(work)
 
+    async def known(self, dedupe_key: str) -> bool:
+        """Whether a notice with this key was ever written."""
+        statement = select(_T.c.id).where(_T.c.dedupe_key == dedupe_key)
+        return await self._session.run(lambda connection: connection.execute(statement).first() is not None)
+
     async def list_undelivered(self, limit: int = 100) -> list[OutboxView]:
         """Notices that have not reached anyone."""
         statement = _LIST.where(_T.c.state != "delivered").limit(max(1, min(limit, MAX_LIST)))
