@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import scripts
+from tests.support.columns import Column, Embedded, Production
 from tests.support.gateway import Gateway, running, scripted
+from tests.support.servers import Databases, Valkey, postgres_databases
 
 StartGateway = Callable[..., Gateway]
 
@@ -38,3 +40,26 @@ def start_gateway(tmp_path: Path) -> Iterator[StartGateway]:
             return stack.enter_context(running(folder, *arguments, settings=settings, **variables))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Databases]:
+    """Databases on a real PostgreSQL."""
+    with postgres_databases() as databases:
+        yield databases
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Valkey]:
+    """A real Valkey."""
+    server = Valkey()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite+inprocess", "postgres+valkey"])
+def column(request: pytest.FixtureRequest, tmp_path: Path) -> Column:
+    """Both columns, one after the other.  The servers start when the first test asks for them."""
+    if request.param == "sqlite+inprocess":
+        return Embedded(tmp_path)
+    return Production(request.getfixturevalue("postgres"), request.getfixturevalue("valkey"))

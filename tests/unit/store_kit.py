@@ -1,4 +1,4 @@
-"""Real SQLite stores for tests, and the things one writes into them."""
+"""Real stores for tests, and the things one writes into them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gateway.store import migrate
 from gateway.store.crypto import Keyring
 from gateway.store.repositories import NewIncident
 from gateway.store.uow import Store, UnitOfWork
+from tests.support.columns import Column
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 CANARY = "seven herons carried the lantern over the canary wharf"
@@ -25,10 +26,23 @@ def url_of(folder: Path) -> str:
 
 
 @asynccontextmanager
-async def opened(folder: Path, keyring: Keyring | None = None, *, lock_timeout_s: float = 5.0) -> AsyncIterator[Store]:
-    """A store over a migrated file in ``folder``, closed at the end."""
-    migrate.upgrade(url_of(folder))
-    store = Store.open(url_of(folder), keyring or Keyring.create(), lock_timeout_s=lock_timeout_s)
+async def opened(
+    where: Path | Column, keyring: Keyring | None = None, *, lock_timeout_s: float = 5.0
+) -> AsyncIterator[Store]:
+    """A store, closed at the end: over the SQLite file in a folder, or over a new database of a column."""
+    if isinstance(where, Path):
+        migrate.upgrade(url_of(where))
+        async with opened_at(url_of(where), keyring, lock_timeout_s=lock_timeout_s) as store:
+            yield store
+    else:
+        async with where.database() as url, opened_at(url, keyring, lock_timeout_s=lock_timeout_s) as store:
+            yield store
+
+
+@asynccontextmanager
+async def opened_at(url: str, keyring: Keyring | None = None, *, lock_timeout_s: float = 5.0) -> AsyncIterator[Store]:
+    """A store over the migrated database at ``url``, closed at the end."""
+    store = Store.open(url, keyring or Keyring.create(), lock_timeout_s=lock_timeout_s)
     try:
         yield store
     finally:

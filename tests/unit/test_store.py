@@ -22,6 +22,7 @@ from gateway.store.crypto import DecryptionError, Keyring
 from gateway.store.engine import open_channel, parse_url, raw_sqlite
 from gateway.store.errors import StoreError, classify
 from gateway.store.uow import Store, UnitOfWork
+from tests.support.columns import Column
 from tests.unit.store_kit import CANARY, NOW, event, incident, opened, save, url_of
 
 VICTIM = """
@@ -65,15 +66,15 @@ async def counts(store: Store) -> tuple[int, int, int, bool]:
         )
 
 
-async def test_incident_outbox_and_audit_commit_together(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+async def test_incident_outbox_and_audit_commit_together(column: Column) -> None:
+    async with opened(column) as store:
         async with store.begin() as unit:
             await intervene(unit)
         assert await counts(store) == (1, 1, 1, True)
 
 
-async def test_an_error_in_the_middle_leaves_no_row(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+async def test_an_error_in_the_middle_leaves_no_row(column: Column) -> None:
+    async with opened(column) as store:
         with pytest.raises(KeyError):  # noqa: PT012 - the unit is the statement
             async with store.begin() as unit:
                 await intervene(unit)
@@ -81,8 +82,8 @@ async def test_an_error_in_the_middle_leaves_no_row(tmp_path: Path) -> None:
         assert await counts(store) == (0, 0, 0, False)
 
 
-async def test_an_error_of_the_last_write_leaves_no_row(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+async def test_an_error_of_the_last_write_leaves_no_row(column: Column) -> None:
+    async with opened(column) as store:
         with pytest.raises(StoreError) as caught:  # noqa: PT012 - the unit is the statement
             async with store.begin() as unit:
                 await intervene(unit)
@@ -91,8 +92,8 @@ async def test_an_error_of_the_last_write_leaves_no_row(tmp_path: Path) -> None:
         assert await counts(store) == (0, 0, 0, False)
 
 
-async def test_a_failure_that_was_caught_inside_still_undoes_the_unit(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+async def test_a_failure_that_was_caught_inside_still_undoes_the_unit(column: Column) -> None:
+    async with opened(column) as store:
         with pytest.raises(StoreError) as caught:  # noqa: PT012 - the unit is the statement
             async with store.begin() as unit:
                 await intervene(unit)
@@ -102,8 +103,8 @@ async def test_a_failure_that_was_caught_inside_still_undoes_the_unit(tmp_path: 
         assert await counts(store) == (0, 0, 0, False)
 
 
-async def test_nothing_more_is_done_in_a_unit_that_failed(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+async def test_nothing_more_is_done_in_a_unit_that_failed(column: Column) -> None:
+    async with opened(column) as store:
         with pytest.raises(StoreError) as caught:  # noqa: PT012 - the unit is the statement
             async with store.begin() as unit:
                 with pytest.raises(StoreError):
@@ -132,8 +133,8 @@ async def test_a_transaction_that_sqlite_ended_is_not_taken_for_committed(tmp_pa
         assert await counts(store) == (0, 0, 0, False)
 
 
-async def test_a_cancelled_unit_leaves_no_row_and_no_lock(tmp_path: Path) -> None:
-    async with opened(tmp_path, lock_timeout_s=2.0) as store:
+async def test_a_cancelled_unit_leaves_no_row_and_no_lock(column: Column) -> None:
+    async with opened(column, lock_timeout_s=2.0) as store:
         inside = asyncio.Event()
 
         async def unit_of_work() -> None:
@@ -230,8 +231,8 @@ async def test_a_unit_of_this_process_is_waited_for_within_a_bound(tmp_path: Pat
         assert caught.value.kind == "locked"
 
 
-async def test_reading_does_not_wait_for_a_writer(tmp_path: Path) -> None:
-    async with opened(tmp_path, lock_timeout_s=0.1) as store:
+async def test_reading_does_not_wait_for_a_writer(column: Column) -> None:
+    async with opened(column, lock_timeout_s=0.1) as store:
         async with store.begin() as unit:
             await save(unit)
         async with store.begin() as unit:

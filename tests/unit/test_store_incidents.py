@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,19 +12,21 @@ from hypothesis import strategies as st
 from gateway.store.errors import StoreError
 from gateway.store.ids import new_id
 from gateway.store.repositories.incidents import KEPT_OPENING_CHARS, MAX_EVIDENCE_CHARS, joined
+from gateway.store.uow import Store
+from tests.support.columns import Column
 from tests.unit.store_kit import CANARY, NOW, incident, opened, save
 
 LATER = NOW + timedelta(seconds=60)
 
 
-def set_state(folder: Path, state: str) -> None:
+async def set_state(store: Store, state: str) -> None:
     """A reviewer's act; the state machine for it is a room of its own."""
-    with closing(sqlite3.connect(folder / "record.sqlite3")) as connection, connection:
-        connection.execute("UPDATE incidents SET state = ?", (state,))
+    async with store.begin() as unit:
+        await unit.run(lambda connection: connection.exec_driver_sql(f"UPDATE incidents SET state = '{state}'"))
 
 
-async def test_a_second_finding_grows_the_incident(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store, store.begin() as unit:
+async def test_a_second_finding_grows_the_incident(column: Column) -> None:
+    async with opened(column) as store, store.begin() as unit:
         conversation = await save(unit)
         first = await unit.incidents.open_or_update(incident(conversation_id=conversation))
         second = await unit.incidents.open_or_update(
@@ -54,8 +53,8 @@ async def test_a_second_finding_grows_the_incident(tmp_path: Path) -> None:
     assert evidence == f"{CANARY}\n\nthe second part"
 
 
-async def test_a_calmer_finding_lowers_nothing(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store, store.begin() as unit:
+async def test_a_calmer_finding_lowers_nothing(column: Column) -> None:
+    async with opened(column) as store, store.begin() as unit:
         conversation = await save(unit)
         first = await unit.incidents.open_or_update(
             incident(conversation_id=conversation, severity=4, imminence="now", route="page_two", ack_within_s=120)
@@ -80,8 +79,8 @@ async def test_a_calmer_finding_lowers_nothing(tmp_path: Path) -> None:
     assert found.turns == 2
 
 
-async def test_kinds_and_conversations_stay_apart(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store, store.begin() as unit:
+async def test_kinds_and_conversations_stay_apart(column: Column) -> None:
+    async with opened(column) as store, store.begin() as unit:
         conversation, other = await save(unit), await save(unit, "c-2")
         refs = [
             await unit.incidents.open_or_update(incident(conversation_id=conversation)),
@@ -94,24 +93,24 @@ async def test_kinds_and_conversations_stay_apart(tmp_path: Path) -> None:
     assert len({ref.id for ref in refs}) == 5
 
 
-async def test_a_resolved_incident_is_not_woken_a_new_one_opens(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+async def test_a_resolved_incident_is_not_woken_a_new_one_opens(column: Column) -> None:
+    async with opened(column) as store:
         async with store.begin() as unit:
             conversation = await save(unit)
             first = await unit.incidents.open_or_update(incident(conversation_id=conversation))
-        set_state(tmp_path, "resolved")
+        await set_state(store, "resolved")
         async with store.begin() as unit:
             second = await unit.incidents.open_or_update(incident(conversation_id=conversation))
         assert second.created
         assert second.id != first.id
 
 
-async def test_an_acknowledged_incident_opens_again_only_when_it_grows_worse(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+async def test_an_acknowledged_incident_opens_again_only_when_it_grows_worse(column: Column) -> None:
+    async with opened(column) as store:
         async with store.begin() as unit:
             conversation = await save(unit)
             ref = await unit.incidents.open_or_update(incident(conversation_id=conversation))
-        set_state(tmp_path, "acknowledged")
+        await set_state(store, "acknowledged")
         async with store.begin() as unit:
             await unit.incidents.open_or_update(incident(conversation_id=conversation, opened_at=LATER))
             same = await unit.incidents.get(ref.id)
@@ -125,8 +124,8 @@ async def test_an_acknowledged_incident_opens_again_only_when_it_grows_worse(tmp
     assert (worse.state, worse.ack_deadline_at) == ("open", LATER + timedelta(seconds=600))
 
 
-async def test_findings_that_come_at_once_make_one_incident(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+async def test_findings_that_come_at_once_make_one_incident(column: Column) -> None:
+    async with opened(column) as store:
 
         async def find() -> str:
             async with store.begin() as unit:
@@ -140,8 +139,8 @@ async def test_findings_that_come_at_once_make_one_incident(tmp_path: Path) -> N
     assert found.turns == 20
 
 
-async def test_the_worst_comes_first_then_the_nearest_deadline(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store, store.begin() as unit:
+async def test_the_worst_comes_first_then_the_nearest_deadline(column: Column) -> None:
+    async with opened(column) as store, store.begin() as unit:
         for severity, ack_within_s in ((2, 10), (4, 900), (4, 60), (0, 1)):
             await unit.incidents.open_or_update(incident(severity=severity, ack_within_s=ack_within_s))
         found = await unit.incidents.list_open()
@@ -155,8 +154,8 @@ async def test_the_worst_comes_first_then_the_nearest_deadline(tmp_path: Path) -
     "changes",
     [{"severity": 5}, {"severity": -1}, {"kind": "other"}, {"imminence": "soon"}, {"subject": "dog"}],
 )
-async def test_the_table_holds_its_own_bounds(tmp_path: Path, changes: dict[str, object]) -> None:
-    async with opened(tmp_path) as store:
+async def test_the_table_holds_its_own_bounds(column: Column, changes: dict[str, object]) -> None:
+    async with opened(column) as store:
         with pytest.raises(StoreError) as caught:
             async with store.begin() as unit:
                 await unit.incidents.open_or_update(incident(**changes))
@@ -176,8 +175,8 @@ def test_evidence_is_bounded_and_keeps_its_opening_and_its_end(opening: str, len
         assert text.endswith(f"{last}" * lengths[-1])
 
 
-async def test_a_notice_is_written_once(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+async def test_a_notice_is_written_once(column: Column) -> None:
+    async with opened(column) as store:
         async with store.begin() as unit:
             ref = await unit.incidents.open_or_update(incident())
         for _ in range(3):
@@ -189,8 +188,8 @@ async def test_a_notice_is_written_once(tmp_path: Path) -> None:
         assert notice.payload == {"severity": 3}
 
 
-async def test_a_notice_takes_no_prose(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+async def test_a_notice_takes_no_prose(column: Column) -> None:
+    async with opened(column) as store:
         with pytest.raises(StoreError) as caught:  # noqa: PT012 - the unit is the statement
             async with store.begin() as unit:
                 ref = await unit.incidents.open_or_update(incident())
