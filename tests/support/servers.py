@@ -201,7 +201,13 @@ class Valkey:
         threading.Thread(target=output.read, args=(self._process,), daemon=True).start()
         output.wait_for("Ready to accept connections", within_s=START_WITHIN_S)
 
+    def tell(self, what: signal.Signals) -> None:
+        """Freeze it (SIGSTOP) or let it go on (SIGCONT)."""
+        assert self._process is not None
+        self._process.send_signal(what)
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """SIGTERM ends it in order, SIGKILL as a crash would."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(STOP_WITHIN_S)

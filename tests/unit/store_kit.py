@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,15 @@ async def opened(
     where: Path | Column, keyring: Keyring | None = None, *, lock_timeout_s: float = 5.0
 ) -> AsyncIterator[Store]:
     """A store, closed at the end: over the SQLite file in a folder, or over a new database of a column."""
-    if isinstance(where, Path):
-        migrate.upgrade(url_of(where))
-        async with opened_at(url_of(where), keyring, lock_timeout_s=lock_timeout_s) as store:
-            yield store
-    else:
-        async with where.database() as url, opened_at(url, keyring, lock_timeout_s=lock_timeout_s) as store:
-            yield store
+    async with _database(where) as url, opened_at(url, keyring, lock_timeout_s=lock_timeout_s) as store:
+        yield store
+
+
+def _database(where: Path | Column) -> AbstractAsyncContextManager[str]:
+    if not isinstance(where, Path):
+        return where.database()
+    migrate.upgrade(url_of(where))
+    return nullcontext(url_of(where))
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from gateway.errors import Overloaded
@@ -60,3 +61,14 @@ async def test_listeners_are_bounded_and_leave_their_place() -> None:
         pass
     with bus.subscribe():
         pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "id"),
+    [("incident", "she said"), ("in cident", "inc_1"), ("incident", ""), ("", "inc_1"), ("incident", "x" * 65)],
+)
+def test_a_hint_cannot_hold_words(kind: str, id: str) -> None:  # noqa: A002 - the field's name
+    with pytest.raises(ValueError, match="codes only"):
+        Hint(kind, id)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(msgspec.json.encode({"kind": kind, "id": id}), type=Hint)
