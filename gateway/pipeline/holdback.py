@@ -18,6 +18,7 @@ _SENTENCE_END: Final = frozenset(".!?…。！？\n")
 _CLAUSE_END: Final = frozenset(",;:—–")
 _CLOSERS: Final = frozenset("\"'”’»)]*_")
 _ZWJ: Final = "\u200d"
+_MAX_WORD_CHARS: Final = 24
 _FULL_WIDTH_END: Final = frozenset("。！？")
 
 
@@ -112,13 +113,17 @@ def _forced_cut(text: str, start: int, limit: int) -> int:
 
 
 def _overlap_start(text: str, start: int, overlap_chars: int) -> int:
-    """Where judging begins: at most ``overlap_chars`` back, moved forward to the start of a word."""
+    """Where judging begins: at most ``overlap_chars`` back, moved forward to the start of a word.
+
+    A script without spaces has no such start near by; there judging begins between two clusters.
+    """
     begin = max(0, start - overlap_chars)
     if begin == 0:
         return 0
-    while begin < start and not text[begin - 1].isspace():
-        begin += 1
-    return begin
+    for word in range(begin, min(begin + _MAX_WORD_CHARS, start)):
+        if text[word - 1].isspace():
+            return word
+    return next((at for at in range(begin, start) if is_cluster_boundary(text, at)), start)
 
 
 def is_cluster_boundary(text: str, at: int) -> bool:

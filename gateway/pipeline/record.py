@@ -96,8 +96,8 @@ class Recorder:
     async def intervene(self, turn: Turn, finding: Finding, kept: Kept | None) -> IncidentRef:
         """Commit incident, outbox, risk and audit in one transaction.
 
-        Raises `StoreError` when the store could not take them; they are then owed, on disk, or (kind
-        ``lost`` in the error's reason) the disk could not take them either.
+        Raises `StoreError` when the store could not take them.  They are then owed, on disk, unless the disk
+        could not take them either: operators see both as ``store_failed``.
         """
         intervention = Intervention(
             key=f"{turn.request_id}-{finding.decision.stage}",
@@ -111,9 +111,9 @@ class Recorder:
         )
         try:
             return await self._commit(intervention)
-        except StoreError:
+        except Exception as error:  # noqa: BLE001 - whatever kept it out of the store, it may not be lost
             await asyncio.to_thread(self._owed.keep, intervention.key, intervention)
-            raise
+            raise error if isinstance(error, StoreError) else StoreError("unavailable", type(error).__name__) from None
 
     async def pay(self) -> int:
         """Commit what is owed, oldest first; returns how many findings still are.  Stops at the first that fails."""

@@ -56,17 +56,31 @@ _EU: Final = frozenset(
     }
 )
 """Member states of the European Union, ISO 3166-1 alpha-2."""
-_ALIASES: Final = {"UK": "GB", "EL": "GR"}
+_LANGUAGES: Final = frozenset(
+    {
+        "bg", "ca", "cs", "cy", "da", "de", "el", "en", "es", "et", "fi", "fr", "ga", "gd", "hi", "hr",
+        "hu", "it", "lt", "lv", "mi", "mt", "nl", "pl", "pt", "ro", "sk", "sl", "sv",
+    }
+)  # fmt: skip
+"""Languages of the regions served, ISO 639-1."""
+_ALIASES: Final = {
+    "UK": "GB", "EL": "GR",
+    "USA": "US", "CAN": "CA", "GBR": "GB", "IRL": "IE", "AUS": "AU", "NZL": "NZ", "IND": "IN",
+    "FRA": "FR", "DEU": "DE", "ESP": "ES", "NLD": "NL",
+}  # fmt: skip
 
 
 def region_key(policy: Policy, region: str) -> str:
-    """The resource table that serves ``region`` (ISO 3166 alpha-2, any case; a subdivision such as "US-CA" is cut).
+    """The resource table that serves ``region``, or "unknown".
 
-    "UK" is GB; a member state of the European Union without its own table is served by "EU"; anything
-    else is "unknown".
+    Read as ISO 3166 alpha-2 in any case, with or without a subdivision ("US-CA"), or as a locale ("en-GB",
+    "de_AT": its region part).  "UK" is GB, a few alpha-3 codes are known, and a member state of the European
+    Union without its own table is served by "EU".
     """
-    code = region.strip().upper().split("-", 1)[0]
-    code = _ALIASES.get(code, code)
+    first, _, rest = region.strip().replace("_", "-").partition("-")
+    # A locale starts with a language in lower case; a subdivision starts with its country.
+    part = rest.rpartition("-")[2] if rest and first in _LANGUAGES else first
+    code = _ALIASES.get(part.upper(), part.upper())
     if code in policy.rules.resources:
         return code
     return "EU" if code in _EU and "EU" in policy.rules.resources else UNKNOWN

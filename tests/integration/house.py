@@ -20,7 +20,7 @@ import msgspec
 
 from backends.api import ChatBackend, Sampling
 from backends.scripted import ScriptedBackend, ScriptedConfig, ScriptedTurn
-from detectors.api import DetectorError, DetectorInfo, Judgement, Line, Passage, Signal
+from detectors.api import DetectorError, DetectorInfo, Judgement, Line, Passage, Signal, Span
 from detectors.lexicon import LexiconDetector
 from detectors.panel import Panel
 from gateway.events.inprocess import InProcessBus
@@ -54,6 +54,7 @@ class Marked:
     def __init__(self) -> None:
         self.gate: asyncio.Event | None = None
         self.broken: set[str] = set()
+        self.unreadable: str | None = None
         self.asked = asyncio.Event()
         self.passages: list[Passage] = []
 
@@ -70,12 +71,14 @@ class Marked:
         self.asked.set()
         if self.gate is not None:
             await self.gate.wait()
-        if passage.role in self.broken:
+        if passage.role in self.broken or passage.text == self.unreadable:
             raise DetectorError("inference", "told to fail")
         signals = []
         if passage.role == "user":
             for level, category in _CRISIS.findall(passage.text):
-                signals.append(Signal(f"crisis:{category}", 0.9, flagged=True, severity=int(level)))
+                signals.append(
+                    Signal(f"crisis:{category}", 0.9, flagged=True, severity=int(level), spans=_where(passage))
+                )
         for kind, label in _HARM.findall(passage.text):
             task = "output" if kind == "harm" else "bias"
             signals.append(Signal(f"{task}:{label}", 0.9, flagged=True))
@@ -83,6 +86,11 @@ class Marked:
 
     async def aclose(self) -> None:
         return None
+
+
+def _where(passage: Passage) -> tuple[Span, ...]:
+    found = _CRISIS.search(passage.text)
+    return (Span(found.start(), found.end()),) if found else ()
 
 
 class FixedClock:

@@ -87,6 +87,13 @@ def test_the_overlap_starts_at_a_word() -> None:
     assert window.start - window.judged_from <= 10
 
 
+def test_a_script_without_spaces_has_an_overlap_too() -> None:
+    text = "你好" * 200
+    found = windows(text, [])
+    assert len(found) > 2
+    assert all(window.start - window.judged_from >= RULES.overlap_chars - 1 for window in found[2:])
+
+
 @pytest.mark.parametrize("text", ["e\u0301", "👍🏽", "👩\u200d👧", "🇩🇪", "\r\n", "\u1100\u1161\u11a8"])
 def test_clusters_hold_together(text: str) -> None:
     assert not any(is_cluster_boundary(text, at) for at in range(1, len(text)))

@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from gateway.policy.decision import ROUTE_ORDER
-from gateway.store.crypto import Keyring
+from gateway.store.crypto import DecryptionError, Keyring
 from gateway.store.dialect import lock_record
 from gateway.store.ids import new_id
 from gateway.store.session import Session
@@ -20,6 +20,7 @@ MAX_EVIDENCE_CHARS: Final = 65_536
 KEPT_OPENING_CHARS: Final = 16_384
 MAX_LIST: Final = 500
 
+UNREADABLE: Final = "[earlier evidence was sealed with a key that is not in the keyring any more]"
 _GAP: Final = "\n\n[...]\n\n"
 _BREAK: Final = "\n\n"
 _T: Final = Incident.__table__  # type: ignore[attr-defined]
@@ -111,7 +112,7 @@ class Incidents:
     def _fold(self, connection: Connection, found: Row[Any], new: NewIncident) -> IncidentRef:
         rose = new.severity > found.severity
         deadline = new.opened_at + timedelta(seconds=new.ack_within_s)
-        evidence = self._seal(found.id, joined(self._unseal(found.id, found.evidence_encrypted), new.evidence or ""))
+        evidence = self._seal(found.id, joined(self._earlier(found), new.evidence or ""))
         values = {
             "state": "open" if rose else found.state,
             "severity": max(new.severity, found.severity),
@@ -131,6 +132,13 @@ class Incidents:
         }
         connection.execute(update(_T).where(_T.c.id == found.id).values(values))
         return IncidentRef(id=found.id, created=False, severity_rose=rose)
+
+    def _earlier(self, found: Row[Any]) -> str:
+        """What the incident holds already.  A seal that no key opens may not keep a new finding out."""
+        try:
+            return self._unseal(found.id, found.evidence_encrypted)
+        except DecryptionError:
+            return UNREADABLE
 
     def _seal(self, incident_id: str, text: str) -> bytes | None:
         return self._keyring.encrypt(text, aad=_aad(incident_id)) if text else None
