@@ -7,6 +7,7 @@
     │   ├── Forbidden                403  the key lacks the scope
     │   ├── NotFound                 404  unknown route, unknown model
     │   ├── MethodNotAllowed         405
+    │   ├── RequestTimeout           408  the body did not arrive in time
     │   ├── BodyTooLarge             413
     │   └── Overloaded               429  shed; Retry-After says when
     ├── NotReady                     503  a part the gateway cannot serve without is down
@@ -68,6 +69,11 @@ class ModelNotFound(NotFound):
 class MethodNotAllowed(RequestError):
     status = 405
     code = "method_not_allowed"
+
+
+class RequestTimeout(RequestError):
+    status = 408
+    code = "request_timeout"
 
 
 class BodyTooLarge(RequestError):

@@ -32,7 +32,7 @@ from gateway.store.uow import Store
 from gateway.telemetry.start import Telemetry
 
 PAY_EVERY_S: Final = 5.0
-_INJECTED: Final = ("front", "about", "pages", "signin")
+_INJECTED: Final = ("front", "about", "pages", "signin", "readiness")
 _ROUTES: Final = (
     chat.chat_completions,
     models.list_models,
@@ -65,7 +65,9 @@ def create_app(settings: Settings) -> Litestar:
         openapi_config=None,
         logging_config=None,
     )
-    app.state.update({"signin": signin, "pages": home.Pages()})
+    app.state.update(
+        {"signin": signin, "pages": home.Pages(), "readiness": health.Readiness(parts.SystemClock().monotonic_s)}
+    )
     check_routes((path, handler.opt) for path, handler in _handlers(app))
     return app
 

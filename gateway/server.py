@@ -40,7 +40,7 @@ def run(settings: Settings, listener: socket.socket) -> int:
         server_header=False,
         lifespan="on",
         timeout_graceful_shutdown=int(settings.server.graceful_shutdown_s),
-        h11_max_incomplete_event_size=64 * 1024,
+        limit_concurrency=4 * settings.server.max_streams + 64,
     )
     listener.listen(config.backlog)
     server = _Server(config, _banner(settings, app, listener))

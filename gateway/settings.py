@@ -145,8 +145,6 @@ class TelemetrySettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")
-    metrics_open: bool = True
-    """Whether ``/metrics`` answers without a key.  It holds counts and times, never text."""
 
 
 class AuthSettings(Section):

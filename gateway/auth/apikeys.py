@@ -21,6 +21,7 @@ from gateway.audit.log import AuditEvent
 from gateway.auth.principal import SCOPES, Principal
 from gateway.errors import UsageError
 from gateway.store.crypto import Keyring
+from gateway.store.errors import StoreError
 from gateway.store.uow import Store, UnitOfWork
 from gateway.store.vocabulary import StoredKey
 
@@ -29,6 +30,7 @@ MAX_KEY_CHARS: Final = 256
 MAX_NAME_CHARS: Final = 100
 MAX_CACHED: Final = 4_096
 CACHE_TTL_S: Final = 10.0
+STALE_FOR_S: Final = 900.0
 
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_CHARS: Final = 8
@@ -142,7 +144,8 @@ class ApiKeyAuthenticator:
     async def authenticate(self, presented: str) -> Principal | None:
         """Who presents this key; None if it is unknown, wrong or revoked (the same work for all three).
 
-        Raises `StoreError` when the store cannot say.
+        When the store cannot say, a key that was good within the last ``STALE_FOR_S`` still is: a person in crisis
+        may be behind it.  Raises `StoreError` for any other key then.
         """
         if not MIN_KEY_CHARS <= len(presented) <= MAX_KEY_CHARS:
             return None
@@ -152,8 +155,13 @@ class ApiKeyAuthenticator:
             return cached[1]
         # Taken before the read: a revocation during the read must not be hidden for longer than the promise.
         expires_s = self._monotonic_s() + self._cache_ttl_s
-        async with self._store.read() as unit:
-            stored = await unit.api_keys.get(_id_of(self._keyring, presented))
+        try:
+            async with self._store.read() as unit:
+                stored = await unit.api_keys.get(_id_of(self._keyring, presented))
+        except StoreError:
+            if cached is not None and self._monotonic_s() < cached[0] + STALE_FOR_S:
+                return cached[1]
+            raise
         matches = hmac.compare_digest(self._nobody if stored is None else stored.hash, hashed)
         if stored is None or not matches or stored.revoked_at is not None:
             self._cache.pop(hashed, None)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from litestar import Request
 from litestar.exceptions import HTTPException
 
-from gateway.errors import BadRequest, BodyTooLarge
+from gateway.errors import BadRequest, BodyTooLarge, RequestTimeout
 from gateway.http.openai import Limits
 from gateway.pipeline.case import House
 from gateway.pipeline.observe import Observer
 from gateway.store.uow import Store
+
+BODY_WITHIN_S: Final = 30.0
 
 
 class Lease:
@@ -79,7 +82,10 @@ async def read_body(request: Request[Any, Any, Any]) -> bytes:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise BadRequest("Compressed request bodies are not accepted.", param=None)
     try:
-        body = await request.body()
+        async with asyncio.timeout(BODY_WITHIN_S):
+            body = await request.body()
+    except TimeoutError:
+        raise RequestTimeout("The request body did not arrive in time.") from None
     except HTTPException as error:
         if error.status_code == BodyTooLarge.status:
             raise BodyTooLarge("The request body is too large.") from None

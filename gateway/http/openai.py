@@ -1,8 +1,7 @@
 """OpenAI's JSON, and nothing else knows it: wire Structs, and the two crossings `to_turn` and `from_outcome`.
 
-Shapes follow OpenAI's Chat Completions, Models and Moderations reference.  Every field of a request is
-either mapped to something guarded or refused by name; `_ONLY` is the table of what may be said in the
-fields that are accepted only at their neutral value.
+Shapes follow OpenAI's Chat Completions, Models and Moderations reference.  What becomes of each field of a
+request stands in the exposure map (`gateway/http/exposure.py`); a field that is not in it is refused by name.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import msgspec
 from backends.api import Sampling, Usage
 from detectors.api import Line, Role
 from gateway.errors import BadRequest, ModelNotFound
+from gateway.http import exposure
 from gateway.pipeline.state import Outcome, Turn
 from gateway.policy.decision import Mode
 
@@ -33,29 +33,14 @@ MAX_STOP_CHARS: Final = 64
 MAX_ID_CHARS: Final = 256
 MAX_METADATA: Final = 16
 T = TypeVar("T")
-_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
-    "n": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "web_search_options": (None,),
-    "reasoning_effort": (None,),
-    "store": (None, False),
-    "service_tier": (None, "auto", "default"),
-}
+_REFUSED: Final = exposure.refusals("")
+_REFUSED_IN_MESSAGE: Final = exposure.refusals("messages[].")
+_REFUSED_IN_PART: Final = exposure.refusals("messages[].content[].")
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool = False
+    include_obfuscation: bool | None = None
 
 
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,8 +53,6 @@ class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WireMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``name`` is accepted and goes nowhere: it never reaches the model."""
-
     role: str
     content: str | list[TextPart] | None = None
     name: str | None = None
@@ -112,8 +95,13 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prediction: Any = None
     web_search_options: Any = None
     reasoning_effort: Any = None
+    verbosity: Any = None
     store: Any = None
     service_tier: Any = None
+    moderation: Any = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
 
 
 class ModerationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,9 +166,7 @@ def to_turn(
     """Cross from the wire into the house.  Raises `BadRequest` or `ModelNotFound`; wire types end here."""
     if request.model not in models:
         raise ModelNotFound("The model does not exist or you do not have access to it.", param="model")
-    for name, accepted in _ONLY.items():
-        if not _is_one_of(getattr(request, name), accepted):
-            raise BadRequest(f"'{name}' is not supported by this gateway with this value.", param=name)
+    _refuse(request, _REFUSED, "")
     metadata = request.metadata or {}
     return Turn(
         request_id=request_id,
@@ -191,7 +177,7 @@ def to_turn(
         sampling=_sampling(request, limits),
         conversation_id=_bounded("metadata.conversation_id", metadata.get("conversation_id")),
         end_user_hash=user_hash,
-        region=(_bounded("metadata.region", metadata.get("region")) or caller.region).upper(),
+        region=_bounded("metadata.region", metadata.get("region")) or caller.region,
     )
 
 
@@ -203,8 +189,12 @@ def check_metadata(request: ChatRequest) -> str | None:
     return user or _bounded("safety_identifier", request.safety_identifier)
 
 
-def _is_one_of(value: Any, accepted: tuple[Any, ...]) -> bool:
-    return any(type(value) is type(choice) and value == choice for choice in accepted)
+def _refuse(given: msgspec.Struct, refused: Mapping[str, tuple[Any, ...]], where: str) -> None:
+    """Raise `BadRequest` for the first field that the exposure map refuses and that says something."""
+    for name, neutral in refused.items():
+        if exposure.says_something(getattr(given, name), neutral):
+            message = f"'{name}' is not supported by this gateway with this value."
+            raise BadRequest(message, param=where + name)
 
 
 def _bounded(name: str, value: str | None) -> str | None:
@@ -229,11 +219,7 @@ def _line(message: WireMessage, index: int, limits: Limits) -> Line:
     role = _ROLES.get(message.role)
     if role is None:
         raise BadRequest("The role must be one of 'system', 'developer', 'user' or 'assistant'.", param=f"{where}.role")
-    for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
-        if getattr(message, name) not in (None, []):
-            raise BadRequest(f"'{name}' in a message is not supported by this gateway.", param=f"{where}.{name}")
-    if message.refusal:
-        raise BadRequest("'refusal' in a message is not supported by this gateway.", param=f"{where}.refusal")
+    _refuse(message, _REFUSED_IN_MESSAGE, f"{where}.")
     text = _text(message.content, where)
     if role == "user" and not text.strip():
         raise BadRequest("The content of a message must not be empty.", param=f"{where}.content")
@@ -256,6 +242,7 @@ def _text(content: str | list[TextPart] | None, where: str) -> str:
             raise BadRequest(
                 "Only content parts of type 'text' are supported.", param=f"{where}.content[{number}].type"
             )
+        _refuse(part, _REFUSED_IN_PART, f"{where}.content[{number}].")
         pieces.append(part.text)
     return "".join(pieces)
 

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -229,3 +230,30 @@ async def test_keys_hang_on_the_keyring(store: Store) -> None:
     assert await ApiKeyAuthenticator(store, Keyring.create()).authenticate(plaintext) is None
     rotated = store.keyring.rotated()
     assert await ApiKeyAuthenticator(store, rotated).authenticate(plaintext) is not None
+
+
+class Unreachable:
+    """A store that fails from a moment on."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.down = False
+
+    def read(self) -> Any:
+        if self.down:
+            raise StoreError("unavailable")
+        return self._store.read()
+
+
+async def test_a_key_that_was_good_lately_still_is_while_the_store_is_down(store: Store) -> None:
+    _, plaintext = await made(store)
+    clock, flaky = Clock(), Unreachable(store)
+    keys = ApiKeyAuthenticator(cast("Store", flaky), store.keyring, 10.0, monotonic_s=clock)
+    assert await keys.authenticate(plaintext) is not None
+    flaky.down, clock.at_s = True, 100.0
+    assert await keys.authenticate(plaintext) is not None
+    with pytest.raises(StoreError):
+        await keys.authenticate(DEV_KEY)
+    clock.at_s = 2_000.0
+    with pytest.raises(StoreError):
+        await keys.authenticate(plaintext)
