@@ -176,7 +176,7 @@ async def test_a_remembered_key_needs_no_database(store: Store, tmp_path: Path) 
     with closing(sqlite3.connect(tmp_path / "record.sqlite3")) as connection:
         connection.execute("DROP TABLE api_keys")
     assert await door.authenticate(plaintext) == principal
-    clock.at_s = 10.0
+    clock.at_s = 10.0 + apikeys.STALE_FOR_S
     with pytest.raises(StoreError):
         await door.authenticate(plaintext)
 
