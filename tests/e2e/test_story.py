@@ -261,16 +261,19 @@ def test_another_application_may_use_the_same_conversation_id(scripted_gateway: 
 
 
 def test_a_crisis_in_the_history_is_carried_without_an_id(scripted_gateway: Gateway, stream: bool) -> None:
+    first = chat(scripted_gateway, CRISIS, stream=stream, metadata={"region": "US"})
+    check_care(scripted_gateway, first, at_least=3)
     history = [
         {"role": "user", "content": CRISIS},
-        {"role": "assistant", "content": "Thank you for telling me. Who could be with you now?"},
+        {"role": "assistant", "content": first.text},
         {"role": "user", "content": RETRACTION},
     ]
     reply = chat(scripted_gateway, history, stream=stream, metadata={"region": "US"})
     assert reply.havengate["decision"] == "replace"
     assert reply.havengate["severity"] >= 3
     assert "988" in reply.text
-    check_incident(scripted_gateway, reply, kind="crisis")
+    assert reply.havengate["incident_id"] is None, "people were told when it was new; no id ties the two turns"
+    assert list(audit(scripted_gateway, reply)) == ["turn.closed"]
 
 
 def test_a_conversation_is_not_locked_for_ever(scripted_gateway: Gateway, stream: bool) -> None:
