@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 import uvicorn
 from litestar import Litestar
 
+from backends.api import BackendError
 from gateway.errors import StartupError
+from gateway.http.front import Front
 from gateway.main import create_app
 from gateway.settings import Settings
 
+ANSWERS_SHARE_OF_GRACE: Final = 0.8
+
 
 class _Server(uvicorn.Server):
-    """uvicorn, which says where it is after start-up, not before."""
+    """uvicorn, which says where it is after start-up, and ends open answers with words when it must stop."""
 
-    def __init__(self, config: uvicorn.Config, banner: str) -> None:
+    def __init__(self, config: uvicorn.Config, app: Litestar, banner: str) -> None:
         super().__init__(config)
+        self._app = app
         self._banner = banner
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
+        self._loop = asyncio.get_running_loop()
         if self.started:
             print(self._banner, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Let answers finish for most of the grace, then end those that have not; uvicorn would cut them off."""
+        super().handle_exit(sig, frame)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._hush_later, self._loop)
+
+    def _hush_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        grace_s = float(self.config.timeout_graceful_shutdown or 0)
+        loop.call_later(grace_s * ANSWERS_SHARE_OF_GRACE, self._hush)
+
+    def _hush(self) -> None:
+        front: Front | None = self._app.state.get("front")
+        if front is not None:
+            front.house.speeches.fail_all(BackendError("unavailable", "the gateway is stopping"))
 
 
 def run(settings: Settings, listener: socket.socket) -> int:
@@ -43,7 +67,7 @@ def run(settings: Settings, listener: socket.socket) -> int:
         limit_concurrency=4 * settings.server.max_streams + 64,
     )
     listener.listen(config.backlog)
-    server = _Server(config, _banner(settings, app, listener))
+    server = _Server(config, app, _banner(settings, app, listener))
     try:
         server.run(sockets=[listener])
     except SystemExit:

@@ -14,7 +14,7 @@ from gateway.pipeline.holdback import Rules
 from gateway.pipeline.listen import Heard
 from gateway.pipeline.observe import Observer, TurnView
 from gateway.pipeline.record import Clock, Kept, Recorder
-from gateway.pipeline.speculation import Speculation
+from gateway.pipeline.speculation import Speculation, Speeches
 from gateway.pipeline.state import Decision, FinishReason, Outcome, Turn
 from gateway.policy.decision import Resource
 from gateway.policy.loader import PolicyHolder
@@ -56,6 +56,7 @@ class House:
     observer: Observer
     persona: str
     holdback: Rules = field(default_factory=Rules)
+    speeches: Speeches = field(default_factory=Speeches)
     silence_s: float = 60.0
     """Longest wait for the backend's next word; then it counts as failed."""
 

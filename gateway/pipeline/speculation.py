@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import AsyncGenerator
 from typing import Final
 
@@ -23,6 +24,7 @@ class Speculation:
 
     def __init__(self, backend: ChatBackend, prompt: Prompt) -> None:
         self._queue: asyncio.Queue[Chunk | BackendError | None] = asyncio.Queue(QUEUE_CHUNKS)
+        self._failure: BackendError | None = None
         self._pump_task = asyncio.create_task(self._pump(backend, prompt), name="speculation")
 
     async def _pump(self, backend: ChatBackend, prompt: Prompt) -> None:
@@ -44,18 +46,46 @@ class Speculation:
             while (item := await self._queue.get()) is not None:
                 if isinstance(item, BackendError):
                     raise item
+                if self._failure is not None:
+                    raise self._failure
                 finished = item.finish_reason is not None
                 yield item
                 count += 1
                 if count % CHECKPOINT_CHUNKS == 0:
                     # A client that left must not let a fast backend starve the event loop.
                     await asyncio.sleep(0)
+            if self._failure is not None:
+                raise self._failure
             if not finished:
                 raise BackendError("protocol", "the backend ended without a finish reason")
         finally:
             await self.abort()
 
+    def fail(self, error: BackendError) -> None:
+        """End the call from outside: whoever reads its chunks meets ``error`` next."""
+        self._failure = error
+        self._pump_task.cancel()
+        if self._queue.empty():
+            self._queue.put_nowait(None)
+
     async def abort(self) -> None:
         """End the call.  Safe to call more than once."""
         self._pump_task.cancel()
         await asyncio.wait({self._pump_task}, timeout=ABORT_WITHIN_S)
+
+
+class Speeches:
+    """Every backend call under way, so that a gateway that must stop can end each answer with words."""
+
+    def __init__(self) -> None:
+        self._open: weakref.WeakSet[Speculation] = weakref.WeakSet()
+
+    def start(self, backend: ChatBackend, prompt: Prompt) -> Speculation:
+        speech = Speculation(backend, prompt)
+        self._open.add(speech)
+        return speech
+
+    def fail_all(self, error: BackendError) -> None:
+        """End every call that is still under way."""
+        for speech in list(self._open):
+            speech.fail(error)

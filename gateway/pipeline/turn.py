@@ -84,7 +84,7 @@ async def _hear_and_decide(case: Case, *, early: bool) -> Decision:
     carries = carried(stored or Risk(), house.clock.now_s())
     cheap = await listen(house.panel, turn, only_cheap=True)
     if early and recalled and carries.level == 0 and not cheap.alarmed:
-        progress.speech = Speculation(house.backend, _prompt(case, guided=None))
+        progress.speech = house.speeches.start(house.backend, _prompt(case, guided=None))
     heard = await listen(house.panel, turn)
 
     now_s = house.clock.now_s()
@@ -136,7 +136,7 @@ async def _right_speech(case: Case) -> Speculation:
         await progress.speech.abort()
         progress.speech = None
     if progress.speech is None:
-        progress.speech = Speculation(case.house.backend, _prompt(case, guided))
+        progress.speech = case.house.speeches.start(case.house.backend, _prompt(case, guided))
     return progress.speech
 
 

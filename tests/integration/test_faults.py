@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from backends.api import Chunk, Prompt
+from backends.api import BackendError, Chunk, Prompt
 from backends.scripted import ScriptedTurn
 from gateway.errors import Overloaded
 from gateway.pipeline.case import Closed, Delta, Opened
@@ -165,6 +165,18 @@ async def test_a_backend_that_falls_silent_is_given_up(tmp_path: Path) -> None:
         got = await asyncio.wait_for(visit(with_parts(it, silence_s=0.05), "hello"), WITHIN_S)
         assert got.closed.backend_error == "timeout"
         assert got.text.startswith(BENIGN[0])
+        assert it.backend.aborted == 1
+
+
+async def test_a_gateway_that_must_stop_ends_an_answer_with_words(tmp_path: Path) -> None:
+    async with home(tmp_path, speech(*BENIGN, hang_after=4)) as it:
+        pieces = take_turn(it.house, turn("hello"))
+        assert isinstance(await anext(pieces), Opened)
+        assert isinstance(await asyncio.wait_for(anext(pieces), WITHIN_S), Delta)
+        it.house.speeches.fail_all(BackendError("unavailable", "stopping"))
+        rest = [piece async for piece in pieces]
+        assert isinstance(rest[-1], Closed)
+        assert rest[-1].outcome.backend_error == "unavailable"
         assert it.backend.aborted == 1
 
 
