@@ -62,4 +62,4 @@ def column(request: pytest.FixtureRequest, tmp_path: Path) -> Column:
     """Both columns, one after the other.  The servers start when the first test asks for them."""
     if request.param == "sqlite+inprocess":
         return Embedded(tmp_path)
-    return Production(request.getfixturevalue("postgres"), request.getfixturevalue("valkey"))
+    return Production(tmp_path, request.getfixturevalue("postgres"), request.getfixturevalue("valkey"))

@@ -23,7 +23,7 @@ from backends.scripted import ScriptedBackend, ScriptedConfig, ScriptedTurn
 from detectors.api import DetectorError, DetectorInfo, Judgement, Line, Passage, Signal, Span
 from detectors.lexicon import LexiconDetector
 from detectors.panel import Panel
-from gateway.events.inprocess import InProcessBus
+from gateway.events.bus import EventBus
 from gateway.pipeline.case import Closed, Delta, House, Opened
 from gateway.pipeline.holdback import Rules
 from gateway.pipeline.observe import Observer
@@ -34,9 +34,9 @@ from gateway.pipeline.turn import take_turn
 from gateway.policy.loader import PolicyHolder, default_policy_path
 from gateway.settings import TelemetrySettings
 from gateway.store.crypto import Keyring
-from gateway.store.migrate import upgrade
 from gateway.store.uow import Store
 from gateway.telemetry.start import Telemetry
+from tests.support.columns import Column, Embedded
 
 _CRISIS = re.compile(r"\[S([1-4]) (\w+)\]")
 _HARM = re.compile(r"\[(harm|bias) (\w+)\]")
@@ -134,7 +134,11 @@ class Home:
     marked: Marked
     clock: FixedClock
     log: io.StringIO
-    database: Path
+    bus: EventBus
+    column: Column
+    url: str
+    owed: Path
+    """Where findings wait that the record could not take."""
 
     async def visit(self, *said: str, **more: Any) -> Visit:
         visit = Visit()
@@ -147,6 +151,14 @@ class Home:
                 case Closed(outcome):
                     visit.outcome = outcome
         return visit
+
+    async def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Read or change the record from outside, as another program would."""
+        return await self.column.rows(self.url, query)
+
+    def held(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Another program is writing to the record and does not end."""
+        return self.column.held(self.url)
 
     async def events(self) -> list[str]:
         async with self.store.read() as unit:
@@ -176,13 +188,32 @@ def turn(*said: str, system: str | None = None, **more: Any) -> Turn:
 
 @contextlib.asynccontextmanager
 async def home(
-    folder: Path, *script: ScriptedTurn, trusted_to: int = 0, judge_within_s: float = 5.0, lexicon: bool = True
+    where: Path | Column, *script: ScriptedTurn, trusted_to: int = 0, judge_within_s: float = 5.0, lexicon: bool = True
 ) -> AsyncIterator[Home]:
-    """Open a house in ``folder`` and close it again."""
-    database = folder / "house.sqlite3"
-    url = f"sqlite:///{database}"
-    await asyncio.to_thread(upgrade, url)
-    store = Store.open(url, Keyring.create(), lock_timeout_s=0.2)
+    """Open a house over a new record of a column (a folder stands for the embedded one), and close it again."""
+    column = Embedded(where) if isinstance(where, Path) else where
+    async with (
+        column.database() as url,
+        column.bus() as bus,
+        opened(column, url, bus, *script, trusted_to=trusted_to, judge_within_s=judge_within_s, lexicon=lexicon) as it,
+    ):
+        yield it
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    column: Column,
+    url: str,
+    bus: EventBus,
+    *script: ScriptedTurn,
+    keyring: Keyring | None = None,
+    trusted_to: int = 0,
+    judge_within_s: float = 5.0,
+    lexicon: bool = True,
+) -> AsyncIterator[Home]:
+    """Open a house over the record at ``url``; with the same keyring, several may share one."""
+    store = Store.open(url, keyring or Keyring.create(), lock_timeout_s=0.2)
+    owed = column.folder / f"owed-{uuid.uuid4().hex[:8]}"
     backend = await ScriptedBackend.load(ScriptedConfig(script=script, trusted_to=trusted_to))
     marked = Marked()
     detectors: list[Any] = [marked]
@@ -196,7 +227,7 @@ async def home(
         panel=panel,
         policy=PolicyHolder(default_policy_path()),
         backend=backend,
-        recorder=Recorder(store, InProcessBus(), clock, Owed(folder / "owed", store.keyring, Intervention)),
+        recorder=Recorder(store, bus, clock, Owed(owed, store.keyring, Intervention)),
         clock=clock,
         observer=Observer(telemetry, backend.info),
         persona="You are the persona of this test.",
@@ -205,7 +236,7 @@ async def home(
         ),
     )
     try:
-        yield Home(house, store, backend, marked, clock, log, database)
+        yield Home(house, store, backend, marked, clock, log, bus, column, url, owed)
     finally:
         await panel.aclose()
         await backend.aclose()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +10,7 @@ from backends.scripted import ScriptedTurn
 from gateway.pipeline.case import Closed, Delta, Opened
 from gateway.pipeline.turn import take_turn
 from tests.integration.house import Home, home, turn
+from tests.support.columns import Column
 
 BENIGN = ("It is good ", "that you asked. ", "Boil it for ", "eight minutes. ", "Then let it ", "cool down.")
 TURNS_HALF_WAY = ("It is good that you wrote. ", "We can look at this. ", "[harm secrecy] tell nobody. ", "More of it.")
@@ -25,8 +24,8 @@ def speech(*chunks: str, **more: object) -> ScriptedTurn:
 # --- nothing to worry about --------------------------------------------------------------------
 
 
-async def test_a_benign_turn_is_answered_by_the_model_and_recorded(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_a_benign_turn_is_answered_by_the_model_and_recorded(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         visit = await it.visit("How do I boil an egg?")
         assert visit.text == "".join(BENIGN)
         assert len(visit.deltas) > 1
@@ -38,8 +37,8 @@ async def test_a_benign_turn_is_answered_by_the_model_and_recorded(tmp_path: Pat
         assert (it.backend.started, it.backend.finished) == (1, 1)
 
 
-async def test_the_persona_comes_first_and_the_application_ranks_below_it(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_the_persona_comes_first_and_the_application_ranks_below_it(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         await it.visit("Hello", "Hi.", "How are you?", system="Speak like a pirate.")
         (prompt,) = it.backend.seen
         assert [message.role for message in prompt.messages] == ["system", "user", "assistant", "user"]
@@ -47,8 +46,8 @@ async def test_the_persona_comes_first_and_the_application_ranks_below_it(tmp_pa
         assert prompt.messages[0].content.endswith("Speak like a pirate.")
 
 
-async def test_every_character_of_the_answer_is_judged_before_it_leaves(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_every_character_of_the_answer_is_judged_before_it_leaves(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         released = ""
         async for piece in take_turn(it.house, turn("How do I boil an egg?")):
             if isinstance(piece, Delta):
@@ -62,8 +61,8 @@ async def test_every_character_of_the_answer_is_judged_before_it_leaves(tmp_path
 
 
 @pytest.mark.parametrize(("level", "route"), [(1, "digest"), (2, "queue"), (3, "page"), (4, "page_two")])
-async def test_a_crisis_is_answered_with_care_and_becomes_an_incident(tmp_path: Path, level: int, route: str) -> None:
-    async with home(tmp_path, speech(*BENIGN, hang_after=3)) as it:
+async def test_a_crisis_is_answered_with_care_and_becomes_an_incident(column: Column, level: int, route: str) -> None:
+    async with home(column, speech(*BENIGN, hang_after=3)) as it:
         visit = await it.visit(f"words [S{level} suicide]", region="GB")
         assert visit.closed.decision.action == "replace"
         assert visit.closed.decision.severity == level
@@ -76,27 +75,25 @@ async def test_a_crisis_is_answered_with_care_and_becomes_an_incident(tmp_path: 
         assert it.backend.finished == 0
 
 
-async def test_incident_outbox_and_audit_are_committed_before_the_first_byte(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_incident_outbox_and_audit_are_committed_before_the_first_byte(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         pieces = take_turn(it.house, turn("words [S4 suicide]"))
         assert isinstance(await anext(pieces), Opened)
         # Read from outside, as another process would: only what is committed can be seen.
-        database = sqlite3.connect(f"file:{it.database}?mode=ro", uri=True)
-        counts = [database.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("incidents", "outbox", "audit")]
-        database.close()
-        assert counts == [1, 1, 1]
+        counts = [await it.rows(f"SELECT count(*) FROM {table}") for table in ("incidents", "outbox", "audit")]
+        assert counts == [[(1,)], [(1,)], [(1,)]]
         await pieces.aclose()
 
 
-async def test_the_cheap_tier_keeps_the_backend_from_starting(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_the_cheap_tier_keeps_the_backend_from_starting(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         visit = await it.visit("I am going to kill myself tonight")
         assert visit.closed.decision.severity >= 3
         assert it.backend.started == 0
 
 
-async def test_a_backend_that_started_early_is_aborted_and_never_completes(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN, hang_after=3)) as it:
+async def test_a_backend_that_started_early_is_aborted_and_never_completes(column: Column) -> None:
+    async with home(column, speech(*BENIGN, hang_after=3)) as it:
         it.marked.gate = asyncio.Event()
         visiting = asyncio.create_task(it.visit("quiet words [S3 suicide]"))
         await asyncio.wait_for(it.marked.asked.wait(), WITHIN_S)
@@ -110,8 +107,8 @@ async def test_a_backend_that_started_early_is_aborted_and_never_completes(tmp_p
         assert BENIGN[0] not in visit.text
 
 
-async def test_a_trusted_backend_is_guided(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN), trusted_to=2) as it:
+async def test_a_trusted_backend_is_guided(column: Column) -> None:
+    async with home(column, speech(*BENIGN), trusted_to=2) as it:
         visit = await it.visit("words [S1 suicide]", region="IE")
         assert (visit.closed.decision.action, visit.text) == ("guide", "".join(BENIGN))
         assert visit.closed.resources
@@ -120,15 +117,15 @@ async def test_a_trusted_backend_is_guided(tmp_path: Path) -> None:
         assert len(await it.incidents()) == 1
 
 
-async def test_no_backend_is_trusted_from_s3_up(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN, hang_after=3), trusted_to=4) as it:
+async def test_no_backend_is_trusted_from_s3_up(column: Column) -> None:
+    async with home(column, speech(*BENIGN, hang_after=3), trusted_to=4) as it:
         visit = await it.visit("words [S3 suicide]")
         assert visit.closed.decision.action == "replace"
         assert it.backend.finished == 0
 
 
-async def test_instructions_that_ask_for_harm_are_refused(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN, hang_after=3)) as it:
+async def test_instructions_that_ask_for_harm_are_refused(column: Column) -> None:
+    async with home(column, speech(*BENIGN, hang_after=3)) as it:
         visit = await it.visit("hello", system="From now on [harm encouragement]")
         assert not visit.closed.decision.model_may_speak
         assert visit.closed.decision.stage == "input"
@@ -139,8 +136,8 @@ async def test_instructions_that_ask_for_harm_are_refused(tmp_path: Path) -> Non
 # --- the conversation --------------------------------------------------------------------------
 
 
-async def test_a_retraction_does_not_end_the_care(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_a_retraction_does_not_end_the_care(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         await it.visit("words [S3 suicide]", conversation_id="c-1")
         visit = await it.visit("never mind, I am fine", conversation_id="c-1")
         assert visit.closed.decision.action == "replace"
@@ -151,14 +148,14 @@ async def test_a_retraction_does_not_end_the_care(tmp_path: Path) -> None:
         assert len(await it.notices()) == 1
 
 
-async def test_the_same_words_are_not_said_twice_below_s3(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_the_same_words_are_not_said_twice_below_s3(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         texts = [(await it.visit("words [S2 suicide]", conversation_id="c-1")).text for _ in range(2)]
         assert texts[0] != texts[1]
 
 
-async def test_a_weaker_remark_after_a_crisis_gets_the_follow_up_of_what_is_carried(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_a_weaker_remark_after_a_crisis_gets_the_follow_up_of_what_is_carried(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         first = await it.visit("words [S4 suicide]", conversation_id="c-1")
         later = await it.visit("words [S1 suicide]", conversation_id="c-1")
         again = await it.visit("words [S4 suicide]", conversation_id="c-1")
@@ -167,23 +164,23 @@ async def test_a_weaker_remark_after_a_crisis_gets_the_follow_up_of_what_is_carr
         assert again.text == first.text
 
 
-async def test_weak_signs_add_up(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_weak_signs_add_up(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         levels = [
             (await it.visit("words [S1 suicide]", conversation_id="c-1")).closed.decision.severity for _ in range(3)
         ]
         assert levels == [1, 1, 2]
 
 
-async def test_another_conversation_carries_nothing(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_another_conversation_carries_nothing(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         await it.visit("words [S3 suicide]", conversation_id="c-1")
         assert (await it.visit("hello", conversation_id="c-2")).text == "".join(BENIGN)
         assert (await it.visit("hello", conversation_id="c-1", app_id="other")).text == "".join(BENIGN)
 
 
-async def test_a_quiet_turn_beside_a_crisis_does_not_overwrite_it(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_a_quiet_turn_beside_a_crisis_does_not_overwrite_it(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         quiet = take_turn(it.house, turn("hello", conversation_id="c-1"))
         assert isinstance(await anext(quiet), Opened)
         await it.visit("words [S4 suicide]", conversation_id="c-1")
@@ -192,23 +189,23 @@ async def test_a_quiet_turn_beside_a_crisis_does_not_overwrite_it(tmp_path: Path
         assert (await it.visit("hello", conversation_id="c-1")).closed.decision.severity == 4
 
 
-async def test_a_conversation_is_released_after_quiet_turns(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_a_conversation_is_released_after_quiet_turns(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         await it.visit("words [S2 suicide]", conversation_id="c-1")
         actions = [(await it.visit("hello", conversation_id="c-1")).closed.decision.action for _ in range(8)]
         assert actions[0] == "replace"
         assert actions[-1] == "allow"
 
 
-async def test_a_crisis_in_the_history_counts_without_a_conversation_id(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_a_crisis_in_the_history_counts_without_a_conversation_id(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         visit = await it.visit("words [S4 suicide]", "I am here.", "haha ok, what about lunch")
         assert visit.closed.decision.severity == 4
         assert visit.closed.decision.action == "replace"
 
 
-async def test_several_messages_in_a_row_are_all_judged(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_several_messages_in_a_row_are_all_judged(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         asked = turn("words [S4 suicide]", "unused", "and a question about lunch")
         lines = (asked.lines[0], asked.lines[2])
         pieces = [piece async for piece in take_turn(it.house, turn("x", lines=lines))]
@@ -219,8 +216,8 @@ async def test_several_messages_in_a_row_are_all_judged(tmp_path: Path) -> None:
 # --- the answer --------------------------------------------------------------------------------
 
 
-async def test_an_answer_that_turns_half_way_is_stopped_with_care(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*TURNS_HALF_WAY)) as it:
+async def test_an_answer_that_turns_half_way_is_stopped_with_care(column: Column) -> None:
+    async with home(column, speech(*TURNS_HALF_WAY)) as it:
         visit = await it.visit("Can we talk?")
         assert visit.text.startswith("It is good that you wrote. ")
         assert "harm secrecy" not in visit.text
@@ -234,21 +231,19 @@ async def test_an_answer_that_turns_half_way_is_stopped_with_care(tmp_path: Path
 
 
 @pytest.mark.parametrize("position", range(6))
-async def test_a_harm_in_any_window_never_leaves(tmp_path: Path, position: int) -> None:
+async def test_a_harm_in_any_window_never_leaves(column: Column, position: int) -> None:
     chunks = [*BENIGN[:position], "[harm encouragement] ", *BENIGN[position:]]
-    async with home(tmp_path, speech(*chunks)) as it:
+    async with home(column, speech(*chunks)) as it:
         visit = await it.visit("hello")
         assert "[harm" not in visit.text
         assert visit.closed.finish_reason == "content_filter"
 
 
-async def test_verdicts_do_not_depend_on_how_the_backend_chunks(tmp_path: Path) -> None:
+async def test_verdicts_do_not_depend_on_how_the_backend_chunks(column: Column) -> None:
     text = "".join(TURNS_HALF_WAY)
     texts = set()
     for size in (1, 3, 7, len(text)):
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        async with home(folder, speech(*(text[i : i + size] for i in range(0, len(text), size)))) as it:
+        async with home(column, speech(*(text[i : i + size] for i in range(0, len(text), size)))) as it:
             texts.add((await it.visit("hello")).text)
     assert len(texts) == 1
 
@@ -256,8 +251,8 @@ async def test_verdicts_do_not_depend_on_how_the_backend_chunks(tmp_path: Path) 
 # --- parts that fail ---------------------------------------------------------------------------
 
 
-async def test_a_dead_backend_gives_care_and_a_record(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN, fail="unavailable")) as it:
+async def test_a_dead_backend_gives_care_and_a_record(column: Column) -> None:
+    async with home(column, speech(*BENIGN, fail="unavailable")) as it:
         visit = await it.visit("hello", region="US")
         assert visit.closed.decision.stage == "backend"
         assert visit.closed.backend_error == "unavailable"
@@ -266,16 +261,16 @@ async def test_a_dead_backend_gives_care_and_a_record(tmp_path: Path) -> None:
         assert (await it.last_event())["backend_error"] == "unavailable"
 
 
-async def test_a_backend_that_dies_in_mid_answer_leaves_a_whole_ending(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN, fail="protocol", fail_after=4)) as it:
+async def test_a_backend_that_dies_in_mid_answer_leaves_a_whole_ending(column: Column) -> None:
+    async with home(column, speech(*BENIGN, fail="protocol", fail_after=4)) as it:
         visit = await it.visit("hello")
         assert visit.text.startswith(BENIGN[0])
         assert visit.closed.decision.stage == "backend"
         assert visit.closed.delivered_chars == len(visit.text)
 
 
-async def test_a_message_that_cannot_be_judged_is_never_clean(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN, hang_after=3)) as it:
+async def test_a_message_that_cannot_be_judged_is_never_clean(column: Column) -> None:
+    async with home(column, speech(*BENIGN, hang_after=3)) as it:
         it.marked.broken = {"user"}
         visit = await it.visit("hello")
         assert visit.closed.decision.action == "replace"
@@ -285,8 +280,8 @@ async def test_a_message_that_cannot_be_judged_is_never_clean(tmp_path: Path) ->
         assert it.backend.finished == 0
 
 
-async def test_a_reply_that_cannot_be_judged_does_not_leave(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_a_reply_that_cannot_be_judged_does_not_leave(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         it.marked.broken = {"assistant"}
         visit = await it.visit("hello")
         assert BENIGN[0] not in visit.text
@@ -294,21 +289,18 @@ async def test_a_reply_that_cannot_be_judged_does_not_leave(tmp_path: Path) -> N
         assert visit.closed.detectors["marked"] == "unavailable"
 
 
-async def test_a_verdict_that_comes_too_late_is_unavailable(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN), judge_within_s=0.05) as it:
+async def test_a_verdict_that_comes_too_late_is_unavailable(column: Column) -> None:
+    async with home(column, speech(*BENIGN), judge_within_s=0.05) as it:
         it.marked.gate = asyncio.Event()
         visit = await asyncio.wait_for(it.visit("hello"), WITHIN_S)
         assert visit.closed.decision.action == "replace"
         assert visit.closed.detectors["marked"] == "unavailable"
 
 
-async def test_a_locked_record_still_lets_the_person_be_answered(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
-        other = sqlite3.connect(it.database, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        visit = await asyncio.wait_for(it.visit("words [S4 suicide]"), WITHIN_S)
-        other.execute("ROLLBACK")
-        other.close()
+async def test_a_locked_record_still_lets_the_person_be_answered(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
+        async with it.held():
+            visit = await asyncio.wait_for(it.visit("words [S4 suicide]"), WITHIN_S)
         assert visit.closed.decision.action == "replace"
         assert visit.closed.incident_id is None
         assert visit.text
@@ -327,8 +319,8 @@ async def leave_after(it: Home, pieces: int, *said: str) -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3])
-async def test_a_client_that_leaves_ends_the_backend_and_is_recorded(tmp_path: Path, pieces: int) -> None:
-    async with home(tmp_path, speech(*BENIGN, hang_after=6)) as it:
+async def test_a_client_that_leaves_ends_the_backend_and_is_recorded(column: Column, pieces: int) -> None:
+    async with home(column, speech(*BENIGN, hang_after=6)) as it:
         await leave_after(it, pieces, "hello")
         assert (it.backend.started, it.backend.aborted, it.backend.finished) == (1, 1, 0)
         data = await it.last_event()
@@ -336,8 +328,8 @@ async def test_a_client_that_leaves_ends_the_backend_and_is_recorded(tmp_path: P
         assert (data["delivered_chars"] > 0) is (pieces > 1)
 
 
-async def test_a_crisis_is_raised_even_when_the_client_left_while_it_was_judged(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_a_crisis_is_raised_even_when_the_client_left_while_it_was_judged(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         it.marked.gate = asyncio.Event()
         stream = take_turn(it.house, turn("words [S4 suicide]"))
         waiting = asyncio.ensure_future(anext(stream))
@@ -351,8 +343,8 @@ async def test_a_crisis_is_raised_even_when_the_client_left_while_it_was_judged(
         assert (await it.last_event())["client_gone"] is True
 
 
-async def test_the_log_holds_one_line_for_the_turn_and_no_word_of_it(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_the_log_holds_one_line_for_the_turn_and_no_word_of_it(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         visit = await it.visit("a canary sentence nobody else would write [S3 suicide]", conversation_id="canary-id")
         lines = [line for line in it.log.getvalue().splitlines() if '"event":"turn"' in line]
         assert len(lines) == 1
@@ -361,8 +353,8 @@ async def test_the_log_holds_one_line_for_the_turn_and_no_word_of_it(tmp_path: P
         assert "canary" not in it.log.getvalue()
 
 
-async def test_pieces_come_in_order(tmp_path: Path) -> None:
-    async with home(tmp_path, speech(*BENIGN)) as it:
+async def test_pieces_come_in_order(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
         kinds = [type(piece) async for piece in take_turn(it.house, turn("hello"))]
         assert kinds[0] is Opened
         assert kinds[-1] is Closed

@@ -26,7 +26,10 @@ WITHIN_S: Final = 10.0
 
 
 class Column(Protocol):
-    """One column."""
+    """One column, and a folder for what a gateway keeps beside its record."""
+
+    @property
+    def folder(self) -> Path: ...
 
     def database(self) -> AbstractAsyncContextManager[str]:
         """The URL of a new record with the newest schema, gone at the end."""
@@ -80,6 +83,7 @@ class Embedded:
 class Production:
     """PostgreSQL and Valkey."""
 
+    folder: Path
     databases: Databases
     valkey: Valkey
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
