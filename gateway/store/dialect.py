@@ -18,7 +18,8 @@ def per_dialect(build: Callable[[Any], Any]) -> Mapping[str, Any]:
 
 
 def lock_record(connection: Connection) -> None:
-    """Wait until no other transaction can open incidents or extend the chain; held until this one ends.
+    """Wait until no other transaction can open incidents, change a conversation it has read or extend the chain; held
+    until this one ends.
 
     SQLite needs nothing: BEGIN IMMEDIATE already lets one writer in.
     """

@@ -13,6 +13,11 @@ T = TypeVar("T")
 class Session(Protocol):
     """Runs functions over the connection of one transaction, in the order in which they are given."""
 
+    @property
+    def writable(self) -> bool:
+        """Whether this transaction may change anything."""
+        ...
+
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` now and give back what it returns.  Raises `StoreError`."""
         ...

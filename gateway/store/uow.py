@@ -35,7 +35,7 @@ class UnitOfWork:
 
     def __init__(self, run: Runner, keyring: Keyring, *, writable: bool) -> None:
         self._runner = run
-        self._writable = writable
+        self.writable: Final = writable
         self._pending: list[Callable[[Connection], None]] = []
         self._failure: StoreError | None = None
         self._over = False
@@ -59,7 +59,7 @@ class UnitOfWork:
     def later(self, work: Callable[[Connection], None]) -> None:
         """Keep ``work`` back until the next `run` or the commit."""
         self._check_open()
-        if not self._writable:
+        if not self.writable:
             raise RuntimeError("This unit of work only reads.")
         self._pending.append(work)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, case, select
 
 from gateway.store.crypto import Keyring
-from gateway.store.dialect import per_dialect
+from gateway.store.dialect import lock_record, per_dialect
 from gateway.store.session import Session
 from gateway.store.tables import Conversation
 from gateway.store.vocabulary import ConversationState
@@ -47,10 +47,17 @@ class Conversations:
         self._keyring = keyring
 
     async def load(self, app_id: str, external_id: str) -> ConversationState | None:
-        """What is stored, or None for a conversation not seen before."""
+        """What is stored, or None for a conversation not seen before.
+
+        In a unit that writes, nobody else changes it before the unit ends: what is saved then follows from what was
+        loaded, also when another gateway takes a turn of the same conversation.
+        """
         values = {"app_id": app_id, "external_hash": self._hash(external_id)}
+        alone = self._session.writable
 
         def work(connection: Connection) -> ConversationState | None:
+            if alone:
+                lock_record(connection)
             row = connection.execute(_LOAD, values).one_or_none()
             return None if row is None else ConversationState(*row)
 
