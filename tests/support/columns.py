@@ -31,8 +31,8 @@ class Column(Protocol):
     @property
     def folder(self) -> Path: ...
 
-    def database(self) -> AbstractAsyncContextManager[str]:
-        """The URL of a new record with the newest schema, gone at the end."""
+    def database(self, *, empty: bool = False) -> AbstractAsyncContextManager[str]:
+        """The URL of a new record with the newest schema, or ``empty``, gone at the end."""
         ...
 
     def bus(self) -> AbstractAsyncContextManager[EventBus]:
@@ -56,9 +56,10 @@ class Embedded:
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     @contextlib.asynccontextmanager
-    async def database(self) -> AsyncIterator[str]:
+    async def database(self, *, empty: bool = False) -> AsyncIterator[str]:
         url = f"sqlite:///{self.folder / f'record-{next(self._numbers)}.sqlite3'}"
-        await asyncio.to_thread(upgrade, url)
+        if not empty:
+            await asyncio.to_thread(upgrade, url)
         yield url
 
     @contextlib.asynccontextmanager
@@ -88,8 +89,8 @@ class Production:
     valkey: Valkey
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    def database(self) -> AbstractAsyncContextManager[str]:
-        return self.databases.database()
+    def database(self, *, empty: bool = False) -> AbstractAsyncContextManager[str]:
+        return self.databases.database(empty=empty)
 
     @contextlib.asynccontextmanager
     async def bus(self) -> AsyncIterator[EventBus]:

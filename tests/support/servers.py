@@ -61,16 +61,6 @@ class Databases:
         finally:
             await self._drop(name)
 
-    @contextlib.contextmanager
-    def database_now(self, *, empty: bool = False) -> Iterator[str]:
-        """The same for a test without an event loop."""
-        name = next(self._names)
-        _now(self._create(name, empty=empty))
-        try:
-            yield self.url_of(name)
-        finally:
-            _now(self._drop(name))
-
     async def _create(self, name: str, *, empty: bool) -> None:
         await _admin(self.admin_url, f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else self._template}")
 
@@ -108,7 +98,7 @@ class Postgres:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="pg-"))
         self._folder.chmod(0o755)
-        self._as_user = {"user": UNPRIVILEGED, "extra_groups": []} if os.geteuid() == 0 else {}
+        self._as_user: dict[str, Any] = {"user": UNPRIVILEGED, "extra_groups": []} if os.geteuid() == 0 else {}
         self._bin = _programs(self._folder) / "pginstall" / "bin"
         # The socket lies here: its path must stay short of the 107 bytes that Linux allows.
         self._data = self._folder / "d"

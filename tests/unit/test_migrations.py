@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
+import asyncio
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,8 @@ from gateway.store import migrate
 from gateway.store.crypto import Keyring
 from gateway.store.errors import StoreError
 from gateway.store.uow import Store
+from tests.support.columns import Column, Production
+from tests.support.servers import Databases, Valkey
 from tests.unit.store_kit import append_many, opened, url_of
 
 WARM = """
@@ -26,36 +27,35 @@ assert "alembic" not in sys.modules, "a warm start imported Alembic"
 """
 
 
-def statements(folder: Path, *lines: str) -> None:
-    with closing(sqlite3.connect(folder / "record.sqlite3")) as connection, connection:
-        for line in lines:
-            connection.execute(line)
+async def tables(column: Column, url: str) -> set[str]:
+    """Every table of ours."""
+    lite, postgres = "name FROM sqlite_master", "tablename FROM pg_tables WHERE schemaname = 'public'"
+    query = f"SELECT {lite} WHERE type = 'table'" if url.startswith("sqlite") else f"SELECT {postgres}"
+    return {name for (name,) in await column.rows(url, query)}
 
 
-def tables(folder: Path) -> set[str]:
-    with closing(sqlite3.connect(folder / "record.sqlite3")) as connection:
-        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+async def test_up_check_down_up(column: Column) -> None:
+    async with column.database(empty=True) as url:
+        assert migrate.current(url) is None
+        assert migrate.upgrade(url) is True
+        assert migrate.current(url) == migrate.HEAD
+        assert migrate.check(url) == []
+        assert migrate.upgrade(url) is False
+        assert {"api_keys", "audit", "conversations", "incidents", "outbox"} <= await tables(column, url)
+        migrate.downgrade(url, "base")
+        assert migrate.current(url) is None
+        assert await tables(column, url) == {"alembic_version"}
+        assert migrate.upgrade(url) is True
+        assert migrate.check(url) == []
 
 
-def test_up_check_down_up(tmp_path: Path) -> None:
-    url = url_of(tmp_path)
-    assert migrate.current(url) is None
-    assert migrate.upgrade(url) is True
-    assert migrate.current(url) == migrate.HEAD
-    assert migrate.check(url) == []
-    migrate.downgrade(url, "base")
-    assert migrate.current(url) is None
-    assert tables(tmp_path) == {"alembic_version"}
-    assert migrate.upgrade(url) is True
-    assert migrate.check(url) == []
-
-
-def test_check_finds_a_difference(tmp_path: Path) -> None:
-    migrate.upgrade(url_of(tmp_path))
-    statements(tmp_path, "DROP INDEX ix_outbox_due", "ALTER TABLE audit ADD COLUMN stray TEXT")
-    found = "\n".join(migrate.check(url_of(tmp_path)))
-    assert "ix_outbox_due" in found
-    assert "stray" in found
+async def test_check_finds_a_difference(column: Column) -> None:
+    async with column.database() as url:
+        await column.rows(url, "DROP INDEX ix_outbox_due")
+        await column.rows(url, "ALTER TABLE audit ADD COLUMN stray TEXT")
+        found = "\n".join(migrate.check(url))
+        assert "ix_outbox_due" in found
+        assert "stray" in found
 
 
 def test_head_is_the_newest_migration() -> None:
@@ -72,30 +72,28 @@ def test_a_warm_start_does_not_import_alembic(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", WARM, url_of(tmp_path)], check=True, timeout=60)
 
 
-def test_many_who_start_at_once(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", "import sys; from gateway.store import migrate; migrate.upgrade(sys.argv[1])", url]
-        )
-        for url in [url_of(tmp_path)] * 3
-    ]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
-    assert migrate.check(url_of(tmp_path)) == []
+async def test_many_who_start_at_once(column: Column) -> None:
+    code = "import sys; from gateway.store import migrate; migrate.upgrade(sys.argv[1])"
+    async with column.database(empty=True) as url:
+        processes = [await asyncio.create_subprocess_exec(sys.executable, "-c", code, url) for _ in range(3)]
+        assert [await asyncio.wait_for(process.wait(), 60) for process in processes] == [0, 0, 0]
+        assert migrate.check(url) == []
 
 
-def test_a_step_that_fails_leaves_the_schema_as_it_was(tmp_path: Path) -> None:
+async def test_a_step_that_fails_leaves_the_schema_as_it_was(column: Column) -> None:
     """The last table of the migration is in the way, so all the earlier ones must go again."""
-    statements(tmp_path, "CREATE TABLE outbox (id TEXT)")
-    with pytest.raises(StoreError):
-        migrate.upgrade(url_of(tmp_path))
-    assert tables(tmp_path) == {"outbox"}
+    async with column.database(empty=True) as url:
+        await column.rows(url, "CREATE TABLE outbox (id TEXT)")
+        with pytest.raises(StoreError):
+            migrate.upgrade(url)
+        assert await tables(column, url) == {"outbox"}
 
 
-def test_a_database_from_the_future_refuses_to_start(tmp_path: Path) -> None:
-    migrate.upgrade(url_of(tmp_path))
-    statements(tmp_path, "UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(StartupError, match="9999"):
-        migrate.upgrade(url_of(tmp_path))
+async def test_a_database_from_the_future_refuses_to_start(column: Column) -> None:
+    async with column.database() as url:
+        await column.rows(url, "UPDATE alembic_version SET version_num = '9999'")
+        with pytest.raises(StartupError, match="9999"):
+            migrate.upgrade(url)
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
@@ -140,22 +138,16 @@ async def test_what_was_written_survives_an_upgrade_that_has_nothing_to_do(tmp_p
         assert len(await unit.audit.page()) == 3
 
 
-def test_the_first_migration_runs_on_postgres_too() -> None:
-    """Its SQL, written out for PostgreSQL: the types are PostgreSQL's, and the partial index keeps its condition."""
-    from io import StringIO
-
-    from alembic.migration import MigrationContext
-    from alembic.operations import Operations
-    from alembic.script import ScriptDirectory
-
-    written = StringIO()
-    context = MigrationContext.configure(
-        dialect_name="postgresql", opts={"as_sql": True, "output_buffer": written, "target_metadata": None}
-    )
-    script = ScriptDirectory(str(migrate.scripts())).get_revision("head")
-    assert script is not None
-    with Operations.context(context):
-        script.module.upgrade()
-    sql = written.getvalue()
-    for part in ("JSONB", "TIMESTAMP WITH TIME ZONE", "BYTEA", "seq BIGINT", "WHERE state <> 'resolved'"):
-        assert part in sql
+async def test_postgres_has_its_own_types(postgres: Databases, tmp_path: Path) -> None:
+    """JSON that can be searched, times with their zone, bytes, and an index of the unresolved incidents alone."""
+    column = Production(tmp_path, postgres, Valkey(started=False))
+    async with column.database() as url:
+        found = await column.rows(
+            url, "SELECT table_name || '.' || column_name, data_type FROM information_schema.columns"
+        )
+        types = dict(found)
+        assert types["audit.data"] == types["conversations.risk"] == "jsonb"
+        assert types["audit.at"] == types["outbox.next_attempt_at"] == "timestamp with time zone"
+        assert (types["incidents.evidence_encrypted"], types["audit.seq"]) == ("bytea", "bigint")
+        indexes = await column.rows(url, "SELECT indexdef FROM pg_indexes WHERE tablename = 'incidents'")
+        assert any("<> 'resolved'" in definition for (definition,) in indexes)
