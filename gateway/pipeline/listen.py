@@ -40,7 +40,9 @@ class Heard(msgspec.Struct, frozen=True):
     earlier: tuple[TurnSignal, ...] = ()
     """Their earlier messages, oldest first."""
     instruction_harms: tuple[str, ...] = ()
-    """Harms that the application's own system messages ask the model for."""
+    """Harms that the application's own system messages or stop strings ask the model for."""
+    unfit: frozenset[int] = frozenset()
+    """Indices of earlier answers, as the client sent them, that a model must not read as its own words."""
     unavailable: tuple[str, ...] = ()
     """Tasks that no verdict covers, over this turn's messages and the instructions."""
     detectors: dict[str, DetectorState] = {}
@@ -76,6 +78,7 @@ async def listen(panel: Panel, turn: Turn, *, only_cheap: bool = False) -> Heard
         lead=worst if carried else lead,
         earlier=(*_transcripts(asked), *(_signal(reading) for reading in old.values())),
         instruction_harms=_instruction_harms(asked),
+        unfit=await _unfit_answers(panel, turn),
         unavailable=_unavailable([*fresh.values(), *asked]),
         detectors=_worst_states([*fresh.values(), *asked, *known]),
     )
@@ -88,6 +91,7 @@ def reply_passage(turn: Turn, text: str) -> Passage:
 
 async def _instructions(panel: Panel, turn: Turn, *, only_cheap: bool) -> list[Reading]:
     """Read the application's system messages twice: as words a model might act on, and as words a person said.
+    Its stop strings are read once: no model acts on them, but they leave the house.
 
     For the second the cheap detectors serve: they are sure of what they say, and an instruction that only
     speaks about crises must not look like one.
@@ -97,7 +101,22 @@ async def _instructions(panel: Panel, turn: Turn, *, only_cheap: bool) -> list[R
         if line.role == "system":
             readings.append(await panel.read(Passage(text=line.text, role="assistant"), only_cheap=only_cheap))
             readings.append(await panel.read(Passage(text=line.text, role="user"), only_cheap=True))
-    return readings
+    stops = [await panel.read(Passage(text=stop, role="assistant"), only_cheap=True) for stop in turn.sampling.stop]
+    return readings + stops
+
+
+async def _unfit_answers(panel: Panel, turn: Turn) -> frozenset[int]:
+    """Earlier answers that would not have left this gateway.  The client wrote them here, whoever wrote them first.
+
+    The cheap detectors serve: what was released window by window must not be found unfit as a whole.
+    """
+    unfit = set()
+    for index, line in enumerate(turn.lines):
+        if line.role == "assistant":
+            reading = await panel.read(Passage(text=line.text, role="assistant"), only_cheap=True)
+            if reading.output.flagged or "output" in reading.unavailable_tasks:
+                unfit.add(index)
+    return frozenset(unfit)
 
 
 async def _history(panel: Panel, turn: Turn, *, before: int, only_cheap: bool) -> dict[int, Reading | None]:

@@ -22,7 +22,7 @@ from gateway.pipeline import facts
 from gateway.pipeline.case import Case, Closed, Delta, House, Opened, Piece
 from gateway.pipeline.evidence import evidence_of
 from gateway.pipeline.holdback import Window, next_window
-from gateway.pipeline.listen import listen, reply_passage
+from gateway.pipeline.listen import Heard, listen, reply_passage
 from gateway.pipeline.record import Finding, Kept, kind_of
 from gateway.pipeline.shield import see_through
 from gateway.pipeline.speculation import Speculation
@@ -35,6 +35,8 @@ from gateway.store.errors import StoreError
 CHARS_PER_TOKEN: Final = 4
 MAX_ANSWER_CHARS: Final = 65_536
 RETRY_AFTER_S: Final = 2
+LEFT_OUT: Final = "(An earlier answer was left out.)"
+"""Stands in the prompt where the client put an answer that must not stand."""
 
 
 async def take_turn(house: House, turn: Turn, *, room: bool = True) -> AsyncGenerator[Piece, None]:
@@ -84,7 +86,7 @@ async def _hear_and_decide(case: Case, *, early: bool) -> Decision:
     carries = carried(stored or Risk(), house.clock.now_s())
     cheap = await listen(house.panel, turn, only_cheap=True)
     if early and recalled and carries.level == 0 and not cheap.alarmed:
-        progress.speech = house.speeches.start(house.backend, _prompt(case, guided=None))
+        progress.speech = house.speeches.start(house.backend, _prompt(case, cheap, guided=None))
     heard = await listen(house.panel, turn)
 
     now_s = house.clock.now_s()
@@ -114,8 +116,11 @@ async def _recall(case: Case) -> tuple[Risk | None, bool]:
 # --- the model speaks --------------------------------------------------------------------------
 
 
-def _prompt(case: Case, guided: str | None) -> Prompt:
-    """Persona first, always; then the policy's guidance; the application's own instructions rank below both."""
+def _prompt(case: Case, heard: Heard, guided: str | None) -> Prompt:
+    """Persona first, always; then the policy's guidance; the application's own instructions rank below both.
+
+    An earlier answer that must not stand leaves its place, for chat templates want the roles to alternate.
+    """
     turn = case.turn
     parts = [case.house.persona]
     if guided:
@@ -123,7 +128,11 @@ def _prompt(case: Case, guided: str | None) -> Prompt:
     asked = [line.text for line in turn.lines if line.role == "system"]
     if asked:
         parts.append("The application asks, as far as it does not conflict with the above:\n" + "\n".join(asked))
-    spoken = [Message(role=line.role, content=line.text) for line in turn.lines if line.role != "system"]
+    spoken = [
+        Message(role=line.role, content=LEFT_OUT if index in heard.unfit else line.text)
+        for index, line in enumerate(turn.lines)
+        if line.role != "system"
+    ]
     messages = (Message(role="system", content="\n\n".join(parts)), *spoken)
     return Prompt(request_id=turn.request_id, messages=messages, sampling=turn.sampling)
 
@@ -136,7 +145,7 @@ async def _right_speech(case: Case) -> Speculation:
         await progress.speech.abort()
         progress.speech = None
     if progress.speech is None:
-        progress.speech = case.house.speeches.start(case.house.backend, _prompt(case, guided))
+        progress.speech = case.house.speeches.start(case.house.backend, _prompt(case, case.heard, guided))
     return progress.speech
 
 
