@@ -9,6 +9,7 @@ validation split's *served* scores (int8, maximum over windows).  ``scale`` 1 an
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Final, get_args
@@ -112,15 +113,18 @@ def sigmoid(value: float) -> float:
     return grown / (1.0 + grown)
 
 
-def probabilities(manifest: Manifest, logits: Sequence[float]) -> dict[str, float]:
-    """Calibrated score of every decided label."""
+def scores(calibration: Mapping[str, Platt], logits: Sequence[float]) -> dict[str, float]:
+    """Calibrated score of every decided label; a level is never likelier than the level under it."""
     raw = Platt()
-    return {label: manifest.calibration.get(label, raw)(logits[INDEX[label]]) for label in DECIDED}
+    found = {label: calibration.get(label, raw)(logits[INDEX[label]]) for label in DECIDED}
+    for lower, upper in itertools.pairwise(LEVELS):
+        found[upper] = min(found[upper], found[lower])
+    return found
 
 
-def severity(manifest: Manifest, scores: Mapping[str, float]) -> int:
+def severity(manifest: Manifest, read: Mapping[str, float]) -> int:
     """The highest level whose own threshold is passed, 0 when none is."""
-    return max((k for k, label in enumerate(LEVELS, 1) if scores[label] >= manifest.thresholds[label]), default=0)
+    return max((k for k, label in enumerate(LEVELS, 1) if read[label] >= manifest.thresholds[label]), default=0)
 
 
 def judgement(
@@ -132,12 +136,8 @@ def judgement(
     of the one reading with the highest P(severity >= 2), which alone says subject, imminence and time.
     ``spans`` go on the overall crisis signal when it is flagged.
     """
-    scores = probabilities(manifest, logits)
-    signals = (
-        *_crisis(manifest, scores, spans),
-        *_flags(manifest, "output", scores),
-        *_flags(manifest, "bias", scores),
-    )
+    read = scores(manifest.calibration, logits)
+    signals = (*_crisis(manifest, read, spans), *_flags(manifest, "output", read), *_flags(manifest, "bias", read))
     return Judgement(
         signals=signals,
         subject=SUBJECTS[_argmax(leader, "subject", SUBJECTS)],
@@ -154,19 +154,19 @@ def _calibration(manifest: Manifest, label: str) -> str:
     return manifest.calibration_id if label in manifest.calibration else NO_CALIBRATION
 
 
-def _chosen(manifest: Manifest, labels: Sequence[str], scores: Mapping[str, float]) -> set[str]:
+def _chosen(manifest: Manifest, labels: Sequence[str], read: Mapping[str, float]) -> set[str]:
     """Classes over their threshold; when none is, the one that comes nearest to it."""
-    over = {label for label in labels if scores[label] >= manifest.thresholds[label]}
-    return over or {max(labels, key=lambda label: scores[label] / manifest.thresholds[label])}
+    over = {label for label in labels if read[label] >= manifest.thresholds[label]}
+    return over or {max(labels, key=lambda label: read[label] / manifest.thresholds[label])}
 
 
-def _crisis(manifest: Manifest, scores: Mapping[str, float], spans: tuple[Span, ...]) -> list[Signal]:
-    level = severity(manifest, scores)
+def _crisis(manifest: Manifest, read: Mapping[str, float], spans: tuple[Span, ...]) -> list[Signal]:
+    level = severity(manifest, read)
     labels = [f"crisis:{name}" for name in CATEGORIES]
-    chosen = _chosen(manifest, labels, scores) if level else set()
+    chosen = _chosen(manifest, labels, read) if level else set()
     total = Signal(
         label="crisis",
-        score=scores["level:2"],
+        score=read["level:2"],
         flagged=level >= 1,
         severity=level,
         spans=spans if level else (),
@@ -175,7 +175,7 @@ def _crisis(manifest: Manifest, scores: Mapping[str, float], spans: tuple[Span, 
     classes = [
         Signal(
             label=label,
-            score=scores[label],
+            score=read[label],
             flagged=label in chosen,
             severity=level if label in chosen else 0,
             calibration=_calibration(manifest, label),
@@ -185,15 +185,15 @@ def _crisis(manifest: Manifest, scores: Mapping[str, float], spans: tuple[Span, 
     return [total, *classes]
 
 
-def _flags(manifest: Manifest, task: str, scores: Mapping[str, float]) -> list[Signal]:
+def _flags(manifest: Manifest, task: str, read: Mapping[str, float]) -> list[Signal]:
     """A yes/no head: its total decides alone, and a flagged total always names at least one class."""
-    flagged = scores[task] >= manifest.thresholds[task]
+    flagged = read[task] >= manifest.thresholds[task]
     labels = [label for label in DECIDED if label.startswith(task + ":")]
-    chosen = _chosen(manifest, labels, scores) if flagged else set()
+    chosen = _chosen(manifest, labels, read) if flagged else set()
     return [
         Signal(
             label=label,
-            score=scores[label],
+            score=read[label],
             flagged=flagged if label == task else label in chosen,
             calibration=_calibration(manifest, label),
         )

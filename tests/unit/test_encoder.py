@@ -172,6 +172,19 @@ async def test_a_full_queue_refuses(encoder: EncoderDetector) -> None:
     await small.aclose()
 
 
+def test_a_loop_that_ended_mid_run_leaves_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    async def leave() -> EncoderDetector:
+        detector = await EncoderDetector.load("left", EncoderConfig())
+        task = asyncio.create_task(detector.judge(Passage(text=(FILLER + " ") * 400)))
+        await asyncio.sleep(0)
+        task.cancel()
+        return detector
+
+    detector = asyncio.run(leave())
+    detector._thread.shutdown(wait=True)
+    assert [record for record in caplog.records if record.name == "concurrent.futures"] == []
+
+
 async def test_a_closed_encoder_refuses() -> None:
     detector = await EncoderDetector.load("closed", EncoderConfig())
     await detector.aclose()

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from detectors.calibrate import DECIDED, LABELS, Platt
+from detectors.calibrate import DECIDED, INDEX, LABELS, Platt
 from detectors.encoder import BUNDLED, model_folder, read_manifest
 from trainer import cli
 from trainer.detectors.card import card
@@ -103,6 +103,17 @@ def test_thresholds_hold_on_constructed_scores() -> None:
     scored = [Scored(row, high if row.targets["level:4"] else low) for row in examples]
     cuts = thresholds(scored, {"level:2": Platt()})
     assert all(0.02 < cuts[f"level:{k}"] < 0.99 for k in (1, 2, 3, 4))
+
+
+def test_a_class_threshold_looks_only_where_its_total_is_raised() -> None:
+    def row(level: int, categories: tuple[str, ...], logit: float) -> Scored:
+        logits = [0.0] * len(LABELS)
+        logits[INDEX["crisis:self_harm"]] = logit
+        return Scored(Example(id="", source="own", text="", targets=crisis_targets(level, categories), keys=()), logits)
+
+    raised = [row(3, ("self_harm",), 1.0) for _ in range(12)] + [row(3, ("suicide",), -1.0) for _ in range(12)]
+    calm = [row(0, (), 3.0) for _ in range(100)]
+    assert thresholds(raised + calm, {})["crisis:self_harm"] == thresholds(raised, {})["crisis:self_harm"] < 0.74
 
 
 def test_the_report_and_the_card_count_what_was_judged() -> None:

@@ -18,9 +18,10 @@ def card(manifest: Manifest, report: str) -> str:
     measured = report.replace("\n## ", "\n### ").replace("\n### Sensitivity", "\n#### Sensitivity").split("\n", 2)[2]
     return f"""# {manifest.name}
 
-One all-MiniLM-L6-v2 encoder (Apache-2.0), fine-tuned whole, with linear heads over the mean and the maximum of the message's tokens:
+One all-MiniLM-L6-v2 encoder (Apache-2.0), fine-tuned except for its word embeddings, with linear heads over the mean and the maximum of the message's tokens:
 crisis severity as four cumulative levels, eleven crisis categories, subject, imminence, time; a bias flag and ten axes; an output-harm flag and ten harms.
-English only. Licence of these weights: Apache-2.0, with the project.
+English only. Licence of these weights: Apache-2.0, with the project. Among the sets it was fitted on are CLINC150 (CC BY 3.0), and CrowS-Pairs, BOLD and
+parts of EMGSD (CC BY-SA 4.0), with thanks to their authors; none of their text is in this folder.
 
 **For**: proposing to Havengate's policy that a person may be at risk, or that a reply is harmful or biased. Its numbers never act by themselves.
 **Not for**: diagnosis, clearing anyone, ranking people, use without people who answer. A score under a threshold does not mean that all is well.

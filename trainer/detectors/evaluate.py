@@ -64,6 +64,7 @@ def report(manifest: Manifest, judged: Sequence[Judged]) -> str:
         _false(judged),
         _flag(judged, "output"),
         _flag(judged, "bias"),
+        _goals(judged),
         _cost(judged),
     )
     return "\n".join(sections) + "\n"
@@ -76,7 +77,8 @@ def _head(manifest: Manifest) -> str:
 Model `{manifest.name}` (int8 sha256 `{manifest.files["model.int8.onnx"][:16]}`, calibration `{manifest.calibration_id}`), read through
 `detectors/encoder.py` as served: one text per call, CPU, one thread. Runtime: {packages}.
 
-Written by `havengate-train detectors evaluate`. Every number is on the **test split**, which took no part in the fit or the thresholds; it is
+Written by `havengate-train detectors evaluate`. Every number is on the **test split**, which took no part in the fit or the thresholds (the *rules*
+were revised once after a first look at it: levels made ordinal, output harm, class thresholds; take these as slightly flattered); it is
 split by family *and* pair (connected components). Rates are value (Wilson 95 % interval; hits of n). The labels of our own writing come
 from its writer alone, and the test rows share their writers with the training rows: **expect less on other people's messages.**
 """
@@ -147,6 +149,53 @@ def _false(judged: Sequence[Judged]) -> str:
     )
 
 
+GOALS: Final[tuple[tuple[str, float], ...]] = (
+    ("labelled S2+ raised", 0.99),
+    ("labelled S3+ judged S3+", 0.95),
+    ("CLINC150 judged S0", 0.99),
+    ("own S0 judged S0", 0.95),
+    ("harmful reply flagged", 0.95),
+    ("harmless reply not flagged", 0.95),
+)
+"""What this project wants to be able to claim.  The first is what the best published pair reached (arXiv 2510.12083)."""
+
+
+def _goals(judged: Sequence[Judged]) -> str:
+    """A goal is reached when the interval's lower end passes it, missed when its upper end stays under it."""
+    ours, replies = _of(judged, MESSAGES), _of(judged, frozenset({"corpus-replies"}))
+    harm = [
+        (row.example.targets["output"] == 1.0, row.signal("output").flagged)
+        for row in replies
+        if "output" in row.example.targets
+    ]
+    measured = (
+        rate([row.severity >= 1 for row in ours if row.truth >= 2]),
+        rate([row.severity >= 3 for row in ours if row.truth >= 3]),
+        rate([row.severity == 0 for row in judged if row.example.source == "clinc150"]),
+        rate([row.severity == 0 for row in ours if row.truth == 0]),
+        rate([flagged for harmful, flagged in harm if harmful]),
+        rate([not flagged for harmful, flagged in harm if not harmful]),
+    )
+    body = ""
+    for (name, goal), found in zip(GOALS, measured, strict=True):
+        low, high = found.interval
+        said = "reached" if low >= goal else "**not reached**" if high < goal else "not shown"
+        body += f"| {name} | {goal} | {found} | {said} |\n"
+    return f"\n## Goals\n\n| | goal | measured | |\n|---|---|---|---|\n{body}"
+
+
+def _shortcuts(rows: Sequence[Judged], task: str) -> str:
+    """How far two things a model could lean on tell our harmful replies from their twins by themselves."""
+    known = [row.example for row in rows if row.example.source == "corpus-replies" and task in row.example.targets]
+    truths = [example.targets[task] == 1.0 for example in known]
+    short = auroc(truths, [-float(len(example.text)) for example in known])
+    unasking = auroc(truths, [float("?" not in example.text) for example in known])
+    return (
+        f'\nBaselines on our own replies: AUROC {_number(short)} for "shorter is worse" and {_number(unasking)} '
+        'for "no question mark is worse".\n'
+    )
+
+
 def _flag(judged: Sequence[Judged], task: str) -> str:
     """A yes/no head: by source, then its classes on our own replies."""
     title = "Harm in a reply" if task == "output" else "Bias"
@@ -168,7 +217,7 @@ def _flag(judged: Sequence[Judged], task: str) -> str:
         flagged, named = rate([r.signal(task).flagged for r in rows]), rate([r.signal(label).flagged for r in rows])
         classes += f"| {name} | {flagged} | {named} |\n"
     return (
-        f"\n## {title}\n\n| source | n | AUROC | F1 | recall | false flags |\n|---|---|---|---|---|---|\n{body}"
+        f"\n## {title}\n\n| source | n | AUROC | F1 | recall | false flags |\n|---|---|---|---|---|---|\n{body}{_shortcuts(judged, task)}"
         f"\nOur own replies, by class:\n\n| class | flagged | flagged and so named |\n|---|---|---|\n{classes}"
     )
 

@@ -15,16 +15,18 @@ from typing import Any, Final
 import msgspec
 
 from detectors.api import DetectorError, Passage
-from detectors.calibrate import DECIDED, INDEX, LABELS, LEVELS, Manifest, Platt
+from detectors.calibrate import DECIDED, INDEX, LABELS, LEVELS, Manifest, Platt, scores
 from detectors.encoder import INPUT_FORMAT, MODEL_FILE, TOKENIZER_FILE, Reader, open_session, open_tokenizer
 from trainer.detectors.examples import Example
 from trainer.detectors.statistics import f_beta, platt
 
 MAX_TOKENS: Final = 128
 WINDOW_TOKENS: Final = 64
-MIN_POSITIVES: Final = 15
+MIN_POSITIVES: Final = 10
 """Fewer known positives in validation than this: no calibration, and a default threshold."""
 DEFAULT_THRESHOLD: Final = 0.5
+CLASS_BOUNDS: Final = (0.15, 0.6)
+"""Class thresholds stay in between: a dozen positives say little about the far ends."""
 EVERYDAY: Final = frozenset({"clinc150", "goemotions", "sad"})
 OURS: Final = frozenset({"own", "corpus-messages", "corpus-replies"})
 
@@ -48,7 +50,7 @@ RULES: Final = {
     "crisis": Rule(1.0, 1.0, 1.0),
     "bias": Rule(1.0, 0.02, 0.06, OURS | {"toxigen"}),
     "bias:": Rule(1.0, 1.0, 1.0),
-    "output": Rule(1.0, 0.02, 0.05),
+    "output": Rule(1.5, 0.02, 0.10),
     "output:": Rule(1.0, 1.0, 1.0),
 }
 
@@ -145,14 +147,25 @@ def thresholds(scored: Sequence[Scored], calibration: dict[str, Platt]) -> dict[
     """One threshold per decided label."""
     found: dict[str, float] = {}
     for label in DECIDED:
-        pairs = known(scored, label)
+        pairs = _where_it_counts(scored, label)
         if sum(truth for _, truth in pairs) < MIN_POSITIVES:
             found[label] = DEFAULT_THRESHOLD
             continue
-        read = calibration.get(label, Platt())
-        rows = [(row.example.source, read(row.logits[INDEX[label]]), truth) for row, truth in pairs]
+        rows = [(row.example.source, scores(calibration, row.logits)[label], truth) for row, truth in pairs]
         found[label] = threshold(_thinned(rows), rule_of(label))
+        if ":" in label and label not in LEVELS:
+            found[label] = min(max(found[label], CLASS_BOUNDS[0]), CLASS_BOUNDS[1])
     return found
+
+
+def _where_it_counts(scored: Sequence[Scored], label: str) -> list[tuple[Scored, bool]]:
+    """A class is read only under a raised total, so its threshold is fitted on the rows whose total is truly raised."""
+    head, colon, _ = label.partition(":")
+    pairs = known(scored, label)
+    if not colon or label in LEVELS:
+        return pairs
+    total = LEVELS[0] if head == "crisis" else head
+    return [(row, truth) for row, truth in pairs if row.example.targets.get(total) == 1.0]
 
 
 def _thinned(rows: Sequence[tuple[str, float, bool]], places: int = 3) -> list[tuple[str, float, bool]]:
