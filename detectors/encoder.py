@@ -129,14 +129,14 @@ class Reader:
         readings: list[list[float]] = []
         for _, chunk in chunks(passage.text):
             canonical = _canonical(chunk)
-            readings.extend(self._readings(canonical.text, context))
-            if canonical.changed:
-                readings.extend(self._readings(chunk, []))
+            text, raw = windows.encode(self._tokenizer, canonical.text), windows.encode(self._tokenizer, chunk)
+            readings.extend(self._readings(canonical.text, text, context))
+            if list(raw.ids) != list(text.ids):  # spacing alone changes no token
+                readings.extend(self._readings(chunk, raw, ()))
         top = [max(reading[i] for reading in readings) for i in range(len(LABELS))]
         return top, max(readings, key=lambda reading: reading[_LEADER])
 
-    def _readings(self, source: str, context: Sequence[int]) -> list[list[float]]:
-        text = windows.encode(self._tokenizer, source)
+    def _readings(self, source: str, text: windows.Encoded, context: Sequence[int]) -> list[list[float]]:
         parts = windows.coarse(text, self._manifest.max_tokens)
         found = [self._score(part.ids, ()) for part in parts]
         if context:
