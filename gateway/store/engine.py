@@ -88,7 +88,7 @@ def open_channel(url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S, read_only:
     parsed = parse_url(url)
     if parsed.drivername == "sqlite+pysqlite":
         return SqliteChannel(Path(str(parsed.database)), lock_timeout_s, read_only=read_only)
-    return PostgresChannel(parsed, lock_timeout_s)
+    return PostgresChannel(parsed, lock_timeout_s, read_only=read_only)
 
 
 # --- SQLite --------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ class SqliteChannel:
 # --- PostgreSQL ----------------------------------------------------------------------------------
 
 
-def postgres_engine(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> AsyncEngine:
+def postgres_engine(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S, *, read_only: bool = False) -> AsyncEngine:
     """An engine with every wait bounded: connect, pool, lock, statement, forgotten transaction."""
     return create_async_engine(
         url,
@@ -300,6 +300,7 @@ def postgres_engine(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> AsyncEn
                 "lock_timeout": f"{lock_timeout_s * 1000:.0f}",
                 "statement_timeout": f"{STATEMENT_TIMEOUT_S * 1000:.0f}",
                 "idle_in_transaction_session_timeout": "60000",
+                "default_transaction_read_only": "on" if read_only else "off",
             },
         },
     )
@@ -308,8 +309,8 @@ def postgres_engine(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> AsyncEn
 class PostgresChannel:
     """`Channel` over PostgreSQL.  Every commit is durable (``synchronous_commit`` as the server has it)."""
 
-    def __init__(self, url: URL, lock_timeout_s: float) -> None:
-        self._engine = postgres_engine(url, lock_timeout_s)
+    def __init__(self, url: URL, lock_timeout_s: float, *, read_only: bool = False) -> None:
+        self._engine = postgres_engine(url, lock_timeout_s, read_only=read_only)
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager

@@ -114,7 +114,9 @@ class Postgres:
         return f"postgresql://postgres@/postgres?host={self._data}"
 
     def start(self) -> None:
-        """Start it and wait until it takes connections."""
+        """Start it, unless it runs, and wait until it takes connections."""
+        if self._process is not None:
+            return
         options = [part for name, value in CONFIG.items() for part in ("-c", f"{name}={value}")]
         self._process = subprocess.Popen(
             [self._bin / "postgres", "-D", self._data, "-k", self._data, *options],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from gateway import parts
 from gateway.errors import StartupError
 from gateway.settings import PREFIX, SHORT_NAMES, STARS, Settings, load_settings
+from gateway.store.crypto import Keyring
 
 
 @pytest.fixture(autouse=True)
@@ -175,3 +178,91 @@ def test_settings_are_frozen_and_read_nothing_by_themselves(monkeypatch: pytest.
     assert settings.profile == "embedded"
     with pytest.raises(ValidationError):
         settings.profile = "production"  # type: ignore[misc]
+
+
+# --- the production profile ----------------------------------------------------------------------
+
+FULL = {
+    "profile": "production",
+    "store": {"url": "postgresql://havengate:5ecret@db/havengate"},
+    "events": {"url": "rediss://:5ecret@cache:6380/0"},
+}
+
+
+def test_production_takes_its_servers_from_settings() -> None:
+    settings = load_settings(None, FULL)
+    assert settings.database_url == "postgresql://havengate:5ecret@db/havengate"
+    assert not settings.may_make_keyring
+    assert "5ecret" not in f"{settings!r} {settings.shown()} {settings.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"store": {}}, "store.url"),
+        ({"store": {"url": "sqlite:////var/lib/5ecret.sqlite3"}}, "store.url"),
+        ({"events": {}}, "events.url"),
+        ({"auth": {"dev_api_key": "hg_5ecret_5ecret"}}, "auth.dev_api_key"),
+    ],
+)
+def test_production_makes_nothing_up(changes: dict[str, Any], named: str) -> None:
+    """No file in place of the database, no bus in one process alone, no key that everybody knows."""
+    message = refusal(None, FULL | changes)
+    assert named in message
+    assert "production profile" in message
+    assert "5ecret" not in message
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:6379", "http://cache:6379", "redis://", "redis://cache:port", "unix://", ""]
+)
+def test_events_need_a_url_of_redis(url: str) -> None:
+    message = refusal(None, {"events": {"url": url}})
+    assert "events.url" in message
+    assert "redis://HOST:PORT/0" in message
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1", "redis://cache:6379/1", "unix:///run/valkey.sock"])
+def test_urls_of_redis(url: str) -> None:
+    settings = load_settings(None, {"events": {"url": url}})
+    assert settings.events.url is not None
+    assert settings.events.url.get_secret_value() == url
+
+
+def test_a_channel_is_a_name() -> None:
+    assert "events.channel" in refusal(None, {"events": {"channel": "two words"}})
+
+
+# --- the keys ------------------------------------------------------------------------------------
+
+
+def in_production(tmp_path: Path, **store: str) -> Settings:
+    return load_settings(None, FULL | {"home": str(tmp_path), "store": {"url": "postgresql://db/havengate", **store}})
+
+
+def test_the_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAVENGATE_KEYRING", base64.b64encode(b"k" * 32).decode())
+    keyring = parts.open_keyring(in_production(tmp_path))
+    monkeypatch.setenv("HAVENGATE_HOME", str(tmp_path / "other"))
+    assert parts.open_keyring(load_settings()).keys == keyring.keys, "the embedded profile takes them too"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_production_reads_a_key_file_and_never_makes_one(tmp_path: Path) -> None:
+    for settings in (in_production(tmp_path), in_production(tmp_path, keyring_path=str(tmp_path / "ring.json"))):
+        with pytest.raises(StartupError, match="HAVENGATE_KEYRING") as caught:
+            parts.open_keyring(settings)
+        assert str(settings.keyring_path) in caught.value.message
+        assert list(tmp_path.iterdir()) == []
+    made = Keyring.load_or_create(tmp_path / "ring.json")
+    assert parts.open_keyring(in_production(tmp_path, keyring_path=str(tmp_path / "ring.json"))).keys == made.keys
+
+
+@pytest.mark.parametrize("value", ["c2hvcnQ=", "not base64 at all", '{"keys": []}'])
+def test_keys_that_are_none_are_refused_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("HAVENGATE_KEYRING", value)
+    with pytest.raises(StartupError) as caught:
+        parts.open_keyring(in_production(tmp_path))
+    assert value not in caught.value.message
