@@ -81,6 +81,8 @@ Written by `havengate-train detectors evaluate`. Every number is on the **test s
 were revised once after a first look at it: levels made ordinal, output harm, class thresholds; take these as slightly flattered); it is
 split by family *and* pair (connected components). Rates are value (Wilson 95 % interval; hits of n). The labels of our own writing come
 from its writer alone, and the test rows share their writers with the training rows: **expect less on other people's messages.**
+An outright first-person wish to kill oneself counts as S3 here even where its writer, for want of a plan, put S2 (`EXPLICIT_WISH` in the trainer). The
+floors in the unit tests are regression floors: several of their sentences, or ones like them, are training anchors (`statements.jsonl`).
 """
 
 
