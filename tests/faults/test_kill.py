@@ -1,0 +1,26 @@
+"""``kill -9`` of a gateway that serves, at a moment of every kind: nothing lost, nothing doubled, the trail whole.
+
+A few here; `scripts/faultruns.py` does hundreds with the same checks and writes ``docs/results/faults.md``.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kills import House, Siege
+
+SEED = 20261125
+
+
+@pytest.mark.timeout(180)
+async def test_nothing_is_lost_or_doubled_by_a_kill(tmp_path: Path) -> None:
+    rng = random.Random(SEED)
+    house = House.make(tmp_path)
+    async with Siege(house, rng) as siege:
+        for number, moment in enumerate(("judging", "commit", "first byte", "mid-stream", "owing", "paying")):
+            outcome = await siege.strike(moment, f"visit-{number}")
+            assert outcome.broken == [], moment
+            assert outcome.phases.total() > 0
