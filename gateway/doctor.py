@@ -8,6 +8,7 @@ import msgspec
 
 from backends.api import BackendError
 from gateway.errors import HavengateError
+from gateway.events.redis import answers
 from gateway.parts import open_panel, open_store
 from gateway.policy.loader import default_policy_path, load_policy
 from gateway.registry import load_backend
@@ -28,6 +29,7 @@ async def examine(settings: Settings) -> list[Finding]:
         Finding("python", sys.version_info >= (3, 11), ".".join(str(part) for part in sys.version_info[:3])),
         _policy(settings),
         await _store(settings),
+        await _events(settings),
         await _detectors(settings),
         await _backend(settings),
     ]
@@ -53,6 +55,14 @@ async def _store(settings: Settings) -> Finding:
     finally:
         await store.aclose()
     return Finding("store", True, "reads and writes")
+
+
+async def _events(settings: Settings) -> Finding:
+    if settings.events.url is None:
+        return Finding("events", True, "in this process")
+    if await answers(settings.events.url.get_secret_value()):
+        return Finding("events", True, f"channel {settings.events.channel}")
+    return Finding("events", False, "the server of events.url does not answer; reviewers would see changes late")
 
 
 async def _detectors(settings: Settings) -> Finding:

@@ -161,6 +161,19 @@ class RedisBus:
         return None if origin == self._origin else hint
 
 
+async def answers(url: str) -> bool:
+    """Whether a server is there and takes our commands, within `REPLY_WITHIN_S` of connecting and of asking."""
+    from redis.exceptions import RedisError
+
+    client = _connect(url)
+    try:
+        return bool(await client.ping())
+    except (RedisError, OSError):
+        return False
+    finally:
+        await client.aclose()
+
+
 def _connect(url: str) -> Redis:
     """A client that connects when first used and never retries by itself: the bus does."""
     from redis.asyncio import Redis

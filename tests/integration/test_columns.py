@@ -9,7 +9,7 @@ import secrets
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import pytest
 
@@ -241,9 +241,14 @@ class Fleet:
             "HAVENGATE_KEYRING": self.secret,
             "HAVENGATE_DEV_API_KEY": "",
         }
+        self.key = ""
+
+    def make_key(self) -> Self:
+        """An API key, valid at every gateway of the fleet."""
         done = self.command("keys", "create", "--name", "fleet")
         assert done.returncode == 0, done.stderr
         self.key = done.stdout.strip()
+        return self
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         home = self.folder / "commands"
@@ -263,7 +268,7 @@ class Fleet:
 
 async def test_two_processes_are_one_house(production: Production, valkey: Valkey, tmp_path: Path) -> None:
     async with production.database() as url:
-        fleet = await asyncio.to_thread(Fleet, url, valkey, tmp_path)
+        fleet = await asyncio.to_thread(Fleet(url, valkey, tmp_path).make_key)
         async with (
             fleet.gateway("first") as first,
             fleet.gateway("second") as second,
@@ -293,11 +298,42 @@ async def test_two_processes_are_one_house(production: Production, valkey: Valke
             assert CRISIS not in gateway.output.text
 
 
+async def test_the_doctor_looks_at_the_servers(production: Production, valkey: Valkey, tmp_path: Path) -> None:
+    away = Valkey(started=False)
+    config = tmp_path / "settings.toml"
+    config.write_text(SETTINGS)
+    async with production.database() as url:
+        for server, said in ((valkey, "ok   events: channel fleet-"), (away, "FAIL events: ")):
+            fleet = Fleet(url, server, tmp_path)
+            done = await asyncio.to_thread(fleet.command, "doctor", "--config", str(config))
+            assert said in done.stdout
+            assert "ok   store: " in done.stdout
+            assert fleet.secret not in done.stdout + done.stderr
+
+
+def test_a_production_gateway_without_keys_says_what_to_do(tmp_path: Path) -> None:
+    done = havengate(
+        "serve",
+        "--profile",
+        "production",
+        "--port",
+        "0",
+        home=tmp_path,
+        HAVENGATE__STORE__URL="postgresql://nobody@127.0.0.1:1/none",
+        HAVENGATE__EVENTS__URL="redis://127.0.0.1:1",
+        HAVENGATE_DEV_API_KEY="",
+    )
+    assert done.returncode == 1
+    assert "HAVENGATE_KEYRING" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_a_process_outlives_its_servers(own_postgres: Postgres, tmp_path: Path) -> None:
     databases = await asyncio.to_thread(Databases, own_postgres.url)
     away = Valkey(started=False)
     async with databases.database() as url:
-        fleet = await asyncio.to_thread(Fleet, url, away, tmp_path)
+        fleet = await asyncio.to_thread(Fleet(url, away, tmp_path).make_key)
         async with fleet.gateway("only") as gateway:
             assert '"event":"events_lost"' in await asyncio.to_thread(gateway.output.wait_for, "events_lost")
             told = await asyncio.to_thread(chat, gateway, CRISIS)

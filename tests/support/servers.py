@@ -142,7 +142,7 @@ class Postgres:
         shutil.rmtree(self._folder)
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [self._bin / program, "-D", self._data, *arguments]
+        command = [str(self._bin / program), "-D", str(self._data), *arguments]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=START_WITHIN_S, check=False, cwd="/", **self._as_user
         )
