@@ -1,4 +1,4 @@
-"""``python -m tests.conformance``: run the kit against a gateway that is already up and uses our upstream as its model."""
+"""Run the kit against a gateway that is up and uses the kit's model.  Exit code 1: something leaked, or did not answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.conformance import kit, report, sdk
 from tests.conformance.case import Pair, Phrases
@@ -46,7 +47,7 @@ def phrases(arguments: argparse.Namespace) -> Phrases:
     )
 
 
-async def check(target: kit.Target, upstream: Upstream, said: Phrases) -> dict[str, object]:
+async def check(target: kit.Target, upstream: Upstream, said: Phrases) -> dict[str, Any]:
     """Run all cases, then read each stopped stream once more with OpenAI's SDK."""
     rows = await kit.run(target, upstream, said)
     stopped: dict[str, sdk.Stopped] = {}
@@ -64,7 +65,7 @@ async def _main(arguments: argparse.Namespace) -> int:
         told = await check(target, upstream, phrases(arguments))
     arguments.output.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     sys.stdout.write(f"{told['n']} cases: {told['counts']}\n")
-    return 0
+    return int(not {"leaked", "error"}.isdisjoint(told["counts"]))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +33,19 @@ async def test_without_a_gateway_everything_leaks() -> None:
     assert words.pop("in.user.twice_first") == "dropped", "the parser of this server keeps the last of two"
     assert {name for name, word in words.items() if word != "leaked"} == set()
     assert not any(row.verdict.false_alarm for row in rows)
+
+
+def test_the_command_says_what_leaked(tmp_path: Path, unused_tcp_port: int) -> None:
+    """Its own model stands for the gateway, as above."""
+    report = tmp_path / "report.json"
+    where = ["--base-url", f"http://127.0.0.1:{unused_tcp_port}/v1", "--upstream-port", str(unused_tcp_port)]
+    options = ["--model", MODEL, "--forbidden", SENTENCE, "--output", str(report)]
+    command = [sys.executable, "-m", "tests.conformance", *where, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    told = json.loads(report.read_text(encoding="utf-8"))
+    assert told["counts"] == {"dropped": 1, "leaked": told["n"] - 1}
+    assert f"{told['n']} cases" in done.stdout
 
 
 def test_the_first_table_is_whole() -> None:
@@ -68,6 +84,7 @@ def test_what_stops_everything_is_a_false_alarm() -> None:
 def test_an_error_that_repeats_the_sentence_is_noted() -> None:
     assert judge("in", THROUGH, ECHOED).echoed
     assert not judge("in", THROUGH, REFUSED).echoed
+    assert not judge("out", ECHOED, ECHOED).echoed, "that one is a leak"
 
 
 def streamed(*events: object) -> Reply:

@@ -40,7 +40,8 @@ class Verdict:
 
 def judge(side: Side, control: Run, run: Run) -> Verdict:
     alarm = control.status == 200 and (not control.called or "content_filter" in control.ending.finish_reasons)
-    return Verdict(_word(side, control, run, alarm), echoed=run.heard.in_error, false_alarm=alarm)
+    word = _word(side, control, run, alarm)
+    return Verdict(word, echoed=word != "leaked" and run.heard.in_error, false_alarm=alarm)
 
 
 def _word(side: Side, control: Run, run: Run, alarm: bool) -> Word:
