@@ -91,6 +91,8 @@ class Conversations:
         }
 
         def work(connection: Connection) -> None:
+            # Two that save a new conversation at once would meet at its primary key, which ON CONFLICT does not name.
+            lock_record(connection)
             connection.execute(_SAVE[connection.dialect.name], values)
 
         self._session.later(work)
