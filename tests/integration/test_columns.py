@@ -290,6 +290,10 @@ async def test_two_processes_are_one_house(production: Production, valkey: Valke
             assert done.returncode == 0, done.stderr
             counted = await production.rows(url, "SELECT count(*) FROM audit WHERE event = 'turn.closed'")
             assert counted == [(15,)]
+            for table in ("api_keys", "audit", "conversations", "incidents", "outbox"):
+                rows = await production.rows(url, f"SELECT row_to_json({table})::text FROM {table}")
+                assert rows, "a search of an empty table says nothing"
+                assert not [row for row in rows if "kill myself" in row[0] or "c-1" in row[0]]
         async with opened_at(url, Keyring.from_env(fleet.secret)) as store, store.read() as unit:
             assert CRISIS in await unit.incidents.evidence(told.havengate["incident_id"])
         for gateway in (first, second):
