@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, Final, TypeVar
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from litestar import Request, Response, post
 from litestar.background_tasks import BackgroundTask
@@ -81,6 +82,8 @@ def _headers(turn: Turn, action: str, policy_version: str) -> dict[str, str]:
 async def _collect(pieces: AsyncGenerator[Piece, None]) -> tuple[str, Outcome]:
     text: list[str] = []
     async for piece in pieces:
+        # A turn of care never waits outside its shields, so a client that left in it would go unnoticed.
+        await anyio.lowlevel.checkpoint_if_cancelled()
         if isinstance(piece, Delta):
             text.append(piece.text)
         elif isinstance(piece, Closed):

@@ -211,7 +211,7 @@ async def _mid_stream(house: House, them: Crowd, rng: random.Random) -> None:
 
 
 async def _any(house: House, them: Crowd, rng: random.Random) -> None:
-    await asyncio.sleep(rng.uniform(0.0, 0.8))
+    await asyncio.sleep(rng.uniform(0.0, 0.4))
 
 
 async def _after_an_end(house: House, them: Crowd, rng: random.Random) -> None:
