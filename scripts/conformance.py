@@ -47,10 +47,15 @@ SIGN: Final[Mapping[str, str]] = {
 }  # fmt: skip
 
 
-GROUPS: Final = {"first": "first table *", "more": "more places for words", "form": "numbers, names, switches ·"}
+GROUPS: Final = {
+    "first": "first table *",
+    "more": "more places for words",
+    "form": "numbers, names, switches ·",
+    "hard": "hard ways of writing",
+}
 KEPT: Final = ("id", "verdict", "echoed", "false_alarm", "status", "done", "sdk")
 """What is kept of a row; the rest stands in the kit."""
-MARK: Final = {"first": " *", "more": "", "form": " ·"}
+MARK: Final = {"first": " *", "more": "", "form": " ·", "hard": ""}
 INTRODUCTION: Final = """# One forbidden sentence, in every place
 
 `scripts/conformance.py`, {when}, {machine}; kit version {kit}, n = {n} cases, {first} of which (*) are the places in
@@ -75,6 +80,11 @@ Each stream whose words were caught, read again by OpenAI's Python SDK with usag
 
 | gateway | streams caught | SDK reads to the end | says `content_filter` | usage | `[DONE]` | clean |
 |---|---|---|---|---|---|---|"""
+
+HARD: Final = """## Hard ways of writing
+
+Beside the table, and no part of its n: a person's and a model's sentence in ways of writing that no gateway here promises to
+read. Where ours leaks, a determined writer gets past the rules, and only the trained detector stands in the way."""
 
 
 @dataclass(frozen=True)
@@ -281,11 +291,14 @@ def page(columns: list[dict[str, Any]], when: str, machine: str) -> str:
             if case.side == side:
                 cells = " | ".join(_cell(rows.get(case.id)) for rows in by_id)
                 lines.append(f"| {case.title}{MARK[case.group]} | `{case.field}` | {cells} |")
+    lines += ["", HARD, "", f"| written | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for case in kit.HARD:
+        lines.append(f"| {case.title} | {' | '.join(_cell(rows.get(case.id)) for rows in by_id)} |")
     return "\n".join(lines) + "\n"
 
 
 def _counts(column: dict[str, Any], group: str) -> str:
-    members = {case.id for case in kit.CASES if case.group == group}
+    members = {case.id for case in kit.CASES + kit.HARD if case.group == group}
     rows = [row for row in column["rows"] if row["id"] in members]
     words = Counter(row["verdict"] for row in rows)
     marks = (sum(row["echoed"] for row in rows), sum(row["false_alarm"] for row in rows))
@@ -335,7 +348,7 @@ async def _main(arguments: argparse.Namespace) -> int:
     (RESULTS / "conformance.md").write_text(page(found, when, machine), encoding="utf-8")
     for column in found:
         sys.stdout.write(f"{column['name']} {column['version']}: n={column['n']} {column['counts']}\n")
-    return int(any(row["verdict"] == "leaked" for row in columns["Havengate"]["rows"]))
+    return int("leaked" in columns["Havengate"]["counts"])
 
 
 def main() -> int:

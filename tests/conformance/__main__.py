@@ -1,4 +1,4 @@
-"""Run the kit against a gateway that is up and uses the kit's model.  Exit code 1: something leaked, or did not answer."""
+"""Run the kit against a gateway that is up and uses the kit's model.  Exit code 1: a case of the table leaked, or got no answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conformance import kit, report, sdk
-from tests.conformance.case import Pair, Phrases
+from tests.conformance.case import Case, Pair, Phrases
 from tests.conformance.upstream import MODEL, Upstream
 
 
@@ -47,12 +47,16 @@ def phrases(arguments: argparse.Namespace) -> Phrases:
     )
 
 
+def _is_of_the_table(case: Case) -> bool:
+    return case.field == "choices[].delta.content" and case.group != "hard"
+
+
 async def check(target: kit.Target, upstream: Upstream, said: Phrases) -> dict[str, Any]:
-    """Run all cases, then read each stopped stream once more with OpenAI's SDK."""
-    rows = await kit.run(target, upstream, said)
+    """Run all cases, the hard ones too, then read each stopped stream once more with OpenAI's SDK."""
+    rows = await kit.run(target, upstream, said, kit.CASES + kit.HARD)
     stopped: dict[str, sdk.Stopped] = {}
     for row in rows:
-        if row.case.stream and row.verdict.word == "caught" and row.case.field == "choices[].delta.content":
+        if row.case.stream and row.verdict.word == "caught" and _is_of_the_table(row.case):
             written = row.case.encode(said.spoken.forbidden)
             upstream.expect(row.case.answer(written))
             stopped[row.case.id] = await sdk.read(target, row.case, written)
@@ -64,7 +68,7 @@ async def _main(arguments: argparse.Namespace) -> int:
     async with Upstream(arguments.upstream_port, arguments.upstream_model) as upstream:
         told = await check(target, upstream, phrases(arguments))
     arguments.output.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{told['n']} cases: {told['counts']}\n")
+    sys.stdout.write(f"{told['n']} cases: {told['counts']}; {told['n_hard']} hard ones: {told['counts_hard']}\n")
     return int(not {"leaked", "error"}.isdisjoint(told["counts"]))
 
 

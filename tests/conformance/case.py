@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Side = Literal["in", "out"]
 Voice = Literal["heard", "told", "spoken"]
-Group = Literal["first", "more", "form"]
+Group = Literal["first", "more", "form", "hard"]
 Body = dict[str, Any]
 
 
@@ -89,4 +89,5 @@ class Case:
     group: Group = "more"
     """``first``: one of the 38 places in which gateways were first compared.  ``more``: another place for words.
     ``form``: a number, a name or a switch, into which words do not belong; a model is unlikely to read them there.
+    ``hard``: a way of writing that nobody promises.
     """

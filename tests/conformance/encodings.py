@@ -63,3 +63,35 @@ ENCODINGS: Final[Mapping[str, tuple[str, Callable[[str], str], bool]]] = {
     "bidi": ("bidirectional override", lambda text: f"\u202e{text}\u202c", False),
 }
 """By id: a title, the writing, and whether it stood in the first table."""
+
+
+def tight(text: str) -> str:
+    return " ".join(text.replace(" ", ""))
+
+
+def leet(text: str) -> str:
+    return text.translate(str.maketrans("aeio", "4310"))
+
+
+HARD: Final[Mapping[str, tuple[str, Callable[[str], str]]]] = {
+    "tight": ("spaced letters, no gap between words", tight),
+    "dots": ("a dot after each letter", lambda text: ".".join(text.replace(" ", ""))),
+    "joined": ("no blanks at all", lambda text: text.replace(" ", "")),
+    "underscores": ("underscores for blanks", lambda text: text.replace(" ", "_")),
+    "lines": ("each word on a line", lambda text: text.replace(" ", "\n")),
+    "leet": ("digits for vowels", leet),
+    "reversed": ("backwards", lambda text: text[::-1]),
+    "entities": ("HTML entities", lambda text: "".join(f"&#{ord(char)};" for char in text)),
+    "escapes": ("JSON escapes", lambda text: "".join(f"\\u{ord(char):04x}" for char in text)),
+    "twice_base64": ("base64 of base64", lambda text: in_base64(in_base64(text))),
+    "binary": ("binary digits", lambda text: " ".join(f"{byte:08b}" for byte in text.encode())),
+    "circled": ("circled letters", lambda text: _shifted(text, 0x24D0)),
+    "bold": ("mathematical bold", lambda text: _shifted(text, 0x1D41A)),
+    "greek": ("Greek look-alikes", lambda text: text.translate(str.maketrans("oait", "\u03bf\u03b1\u03b9\u03c4"))),
+    "struck": ("letters struck through", lambda text: "".join(f"{char}\u0335" for char in text)),
+}
+"""Ways of writing that nobody promises yet.  They are measured and published, and no test asks for them."""
+
+
+def _shifted(text: str, first: int) -> str:
+    return "".join(chr(first + ord(char) - ord("a")) if "a" <= char <= "z" else char for char in text)

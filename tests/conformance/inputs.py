@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from tests.conformance.case import Answer, Body, Case, Part, Voice
-from tests.conformance.encodings import ENCODINGS
+from tests.conformance.encodings import ENCODINGS, HARD
 
 ASKED: Final = "How does sourdough work?"
 ANSWERED: Final = "Sourdough likes patience."
@@ -351,3 +351,20 @@ def _settings() -> Iterator[Case]:
 def cases() -> tuple[Case, ...]:
     """All of them, the first table's in its own order as far as the groups allow."""
     return (*_conversation(), *_pieces(), *_beside_content(), *_fields(), *_server_fields(), *_settings())
+
+
+def hard() -> tuple[Case, ...]:
+    """A person's sentence in ways of writing that nobody promises."""
+    where = "messages[].content"
+    return tuple(
+        _case(
+            f"hard.{name}",
+            f"user, {title}",
+            where,
+            lambda t: _chat(_user(t)),
+            voice="heard",
+            group="hard",
+            encode=encode,
+        )
+        for name, (title, encode) in HARD.items()
+    )

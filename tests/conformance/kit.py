@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
@@ -16,7 +16,10 @@ from tests.conformance.upstream import Upstream
 from tests.conformance.verdict import Run, Verdict, judge
 
 ANSWER_WITHIN_S = 60.0
-CASES: tuple[Case, ...] = (*inputs.cases(), *outputs.cases())
+CASES: Final[tuple[Case, ...]] = (*inputs.cases(), *outputs.cases())
+"""The table: what a gateway must stand."""
+HARD: Final[tuple[Case, ...]] = (*inputs.hard(), *outputs.hard())
+"""Measured beside it."""
 Send = Callable[[bytes], Awaitable[Reply]]
 
 

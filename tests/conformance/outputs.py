@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from tests.conformance.case import Answer, Body, Case, Part
-from tests.conformance.encodings import ENCODINGS
+from tests.conformance.encodings import ENCODINGS, HARD
 from tests.conformance.inputs import ANSWERED, ASKED, UNKNOWN
 
 _BEFORE: Final = f"{ANSWERED} "
@@ -230,3 +230,22 @@ def _envelope() -> Iterator[Case]:
 
 def cases() -> tuple[Case, ...]:
     return (*_words(), *_beside_content(), *_envelope())
+
+
+def hard() -> tuple[Case, ...]:
+    """A model's sentence in ways of writing that nobody promises."""
+    return tuple(
+        Case(
+            f"out.hard.{name}",
+            f"stream, {title}",
+            "choices[].delta.content",
+            "out",
+            "spoken",
+            _asks,
+            lambda text: _says(_BEFORE, _honestly(text), _AFTER),
+            encode=encode,
+            stream=True,
+            group="hard",
+        )
+        for name, (title, encode) in HARD.items()
+    )

@@ -13,12 +13,20 @@ KIT_VERSION = 1
 
 def document(rows: list[Row], stopped: dict[str, Stopped]) -> dict[str, Any]:
     """One object: a summary, and a row for each case."""
+    table = [row for row in rows if row.case.group != "hard"]
+    hard = [row for row in rows if row.case.group == "hard"]
     return {
         "kit": KIT_VERSION,
-        "n": len(rows),
-        "counts": dict(sorted(Counter(row.verdict.word for row in rows).items())),
+        "n": len(table),
+        "counts": _counts(table),
+        "n_hard": len(hard),
+        "counts_hard": _counts(hard),
         "rows": [_row(row, stopped.get(row.case.id)) for row in rows],
     }
+
+
+def _counts(rows: list[Row]) -> dict[str, int]:
+    return dict(sorted(Counter(row.verdict.word for row in rows).items()))
 
 
 def _row(row: Row, stopped: Stopped | None) -> dict[str, Any]:

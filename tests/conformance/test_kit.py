@@ -27,7 +27,7 @@ ECHOED = replace(REFUSED, heard=Heard(False, True))
 async def test_without_a_gateway_everything_leaks() -> None:
     """The model's server asked directly: a case that would not see the sentence there could see it nowhere."""
     async with Upstream() as upstream:
-        rows = await kit.run(kit.Target(f"{upstream.url}/v1", "none", MODEL), upstream, Phrases())
+        rows = await kit.run(kit.Target(f"{upstream.url}/v1", "none", MODEL), upstream, Phrases(), kit.CASES + kit.HARD)
     words = {row.case.id: row.verdict.word for row in rows}
     assert len(words) == len(rows) > 150
     assert words.pop("in.user.twice_first") == "dropped", "the parser of this server keeps the last of two"

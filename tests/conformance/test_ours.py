@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gateway.http.exposure import ROWS, Row
 from gateway.pipeline.turn import LEFT_OUT
 from tests.conformance import kit, sdk
 from tests.conformance.case import Phrases
@@ -101,6 +102,14 @@ def test_nothing_leaks(outcome: Outcome, name: str) -> None:
 @pytest.mark.parametrize("name", [case.id for case in kit.CASES if case.id not in FALSE_ALARMS])
 def test_a_harmless_sentence_is_let_through(outcome: Outcome, name: str) -> None:
     assert not outcome.rows[name].verdict.false_alarm
+
+
+EXPECTED = {"guarded": "caught", "setting": "refused", "refused": "refused", "dropped": "dropped", "ours": "dropped"}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.direction}-{row.path}-{row.case}")
+def test_the_exposure_map_says_what_is_done(outcome: Outcome, row: Row) -> None:
+    assert outcome.rows[row.case].verdict.word == EXPECTED[row.treatment]
 
 
 @pytest.mark.parametrize(

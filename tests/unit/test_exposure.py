@@ -217,6 +217,13 @@ def test_no_text_fits_into_a_setting(row: Row) -> None:
     assert CANARY not in caught.value.message
 
 
+@pytest.mark.parametrize("role", ["tool", "function", "critic", "User", ""])
+def test_a_role_that_nobody_here_plays_is_refused(role: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        turn_of({"messages": [USER, {"role": role, "content": "text"}, USER]})
+    assert caught.value.param == "messages[1].role"
+
+
 def test_a_number_is_not_a_switch() -> None:
     for fields in ({"n": True}, {"logprobs": 0}, {"store": 0}, {"top_logprobs": False}):
         with pytest.raises(BadRequest):
