@@ -84,7 +84,7 @@ Each stream whose words were caught, read again by OpenAI's Python SDK with usag
 HARD: Final = """## Hard ways of writing
 
 Beside the table, and no part of its n: a person's and a model's sentence in ways of writing that no gateway here promises to
-read. Where ours leaks, a determined writer gets past the rules, and only the trained detector stands in the way."""
+read. Where ours leaks, neither the rules nor the trained detector read the sentence, and a determined writer gets past both."""
 
 
 @dataclass(frozen=True)
