@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway import commands
 from gateway.errors import StartupError
+from gateway.store.errors import StoreError
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -20,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Command = arguments.run
     try:
         return run(arguments)
+    except StoreError as error:
+        print(f"havengate: The database cannot be used ({error.kind}). {error.message}", file=sys.stderr)
+        return StartupError.exit_code
     except StartupError as error:
         print(f"havengate: {error.message}", file=sys.stderr)
         return error.exit_code

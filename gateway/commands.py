@@ -250,7 +250,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     findings = asyncio.run(examine(settings))
     for finding in findings:
         print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.detail}")
-    print(msgspec.json.format(settings.model_dump_json()))
+    print(msgspec.json.format(msgspec.json.encode(settings.shown())).decode())
     return 0 if all(finding.ok for finding in findings) else 1
 
 

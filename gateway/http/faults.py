@@ -47,7 +47,10 @@ def handlers(observe: Observe) -> dict[int | type[Exception], Any]:
         known, message = _BY_STATUS.get(error.status_code, (BadRequest, "The request could not be read."))
         if error.status_code >= HavengateError.status:
             return bugs(request, error)
-        return ours(request, known(message))
+        response = ours(request, known(message))
+        for name, value in (error.headers or {}).items():
+            response.headers[name] = value
+        return response
 
     def bugs(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         observe(HavengateError.status, "internal_error", error)

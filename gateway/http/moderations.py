@@ -35,7 +35,7 @@ _UNJUDGED: Final = (
 async def create_moderation(request: Request[Any, Any, Any], front: Front) -> dict[str, Any]:
     """Judge one text or several, each by itself."""
     body = openai.decode(await read_body(request), openai.ModerationRequest)
-    results = [_result(await front.house.panel.read(Passage(text=text))) for text in _inputs(body, front)]
+    results = [await _judge(front, text) for text in _inputs(body, front)]
     return {"id": f"modr-{request_id_of(request)}", "model": MODEL, "results": results}
 
 
@@ -56,11 +56,20 @@ def _inputs(body: openai.ModerationRequest, front: Front) -> list[str]:
     return texts
 
 
-def _result(reading: Reading) -> dict[str, Any]:
-    """One result.  A text that could not be judged is an error, never an unflagged result."""
-    if reading.unavailable_tasks:
+async def _judge(front: Front, text: str) -> dict[str, Any]:
+    """One result.  Nobody says who wrote the text, so it is read as a person's and as a model's.
+
+    A text that could not be judged is an error, never an unflagged result.
+    """
+    said = await front.house.panel.read(Passage(text=text, role="user"))
+    answered = await front.house.panel.read(Passage(text=text, role="assistant"))
+    if said.unavailable_tasks or answered.unavailable_tasks:
         raise NotReady("The text could not be judged now; retry shortly.", retry_after_s=2)
-    crisis, output, bias = reading.crisis, reading.output, reading.bias
+    return _result(said, answered)
+
+
+def _result(said: Reading, answered: Reading) -> dict[str, Any]:
+    crisis, output, bias = said.crisis, answered.output, said.bias
     scores = {f"crisis/{name}": crisis.scores.get(name, 0.0) for name in CATEGORIES}
     scores |= {f"output/{name}": output.scores.get(name, 0.0) for name in OUTPUT_HARMS}
     scores |= {f"bias/{name}": bias.scores.get(name, 0.0) for name in BIAS_AXES}
@@ -95,6 +104,6 @@ def _result(reading: Reading) -> dict[str, Any]:
             "score": crisis.score,
             "subject": crisis.subject,
             "imminence": crisis.imminence,
-            "detectors": dict(reading.detectors),
+            "detectors": dict(said.detectors),
         },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -44,6 +45,23 @@ class Closed(msgspec.Struct, frozen=True):
 Piece = Opened | Delta | Closed
 
 
+class Raised:
+    """Marks of crises that people were told of, lately: bounded, and a lost one only tells them twice."""
+
+    def __init__(self, limit: int = 10_000) -> None:
+        self._limit = limit
+        self._marks: OrderedDict[str, None] = OrderedDict()
+
+    def add(self, mark: str) -> bool:
+        """Remember a mark; True when it was there already."""
+        known = mark in self._marks
+        self._marks[mark] = None
+        self._marks.move_to_end(mark)
+        if len(self._marks) > self._limit:
+            self._marks.popitem(last=False)
+        return known
+
+
 @dataclass(frozen=True, slots=True)
 class House:
     """Everything a turn works with.  Built once, in `gateway/main.py`."""
@@ -57,6 +75,7 @@ class House:
     persona: str
     holdback: Rules = field(default_factory=Rules)
     speeches: Speeches = field(default_factory=Speeches)
+    raised: Raised = field(default_factory=Raised)
     silence_s: float = 60.0
     """Longest wait for the backend's next word; then it counts as failed."""
 

@@ -86,6 +86,12 @@ class Recorder:
         self._clock = clock
         self._owed = owed
 
+    def mark(self, turn: Turn, until: int) -> str:
+        """A keyed hash of who is speaking and of the conversation up to line ``until``: tells turns apart, says nothing."""
+        said = "\x1f".join(f"{line.role}:{line.text}" for line in turn.lines[: until + 1])
+        who = f"{turn.app_id}\x1f{turn.end_user_hash or ''}\x1f{turn.conversation_id or ''}"
+        return self._store.keyring.blind(f"{who}\x1f{said}", purpose="turn")
+
     async def recall(self, turn: Turn) -> Risk | None:
         """The risk of the turn's conversation as it is stored; None when it is new or unnamed."""
         if turn.conversation_id is None:

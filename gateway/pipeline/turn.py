@@ -16,6 +16,8 @@ from contextlib import aclosing
 from datetime import UTC, date, datetime
 from typing import Final
 
+import msgspec
+
 from backends.api import BackendError, Chunk, Message, Prompt, Usage
 from gateway.errors import Overloaded
 from gateway.pipeline import facts
@@ -92,7 +94,9 @@ async def _hear_and_decide(case: Case, *, early: bool) -> Decision:
     now_s = house.clock.now_s()
     history = fold_all(heard.earlier, now_s)
     before = strictest(carries, answered(history, history.level))
-    after = fold(before, heard.signal, now_s)
+    mark = house.recorder.mark(turn, len(turn.lines) - 1)
+    again = carries.mark == mark
+    after = before if again else msgspec.structs.replace(fold(before, heard.signal, now_s), mark=mark)
     known = facts.of_input(turn, heard, before, after, house.backend.info, recalled=recalled)
     decision = decide(case.policy, known)
     progress.heard, progress.decision, progress.detectors = heard, decision, dict(heard.detectors)
@@ -211,12 +215,17 @@ async def _judge_window(case: Case, text: str, window: Window) -> Decision:
 async def _bring_people_in(case: Case, decision: Decision, *, fresh: bool, said: str = "") -> None:
     """Commit incident, outbox and audit rows if the decision asks for people.
 
-    A turn that only carries what an earlier turn brought opens nothing when no conversation id ties the two
-    together: the earlier turn was heard when it was new.  When the store fails, the finding is kept on disk
-    until it can be committed, and the person is answered: silence would harm them more.
+    Without a conversation id, a crisis that only the history holds is raised once: when it was new, or now, if
+    this gateway never met it.  When the store fails, the finding is kept on disk until it can be committed,
+    and the person is answered: silence would harm them more.
     """
-    if decision.escalation is None or not (fresh or case.turn.conversation_id):
+    if decision.escalation is None:
         return
+    if case.turn.conversation_id is None and case.heard.lead >= 0:
+        known = case.house.raised.add(case.house.recorder.mark(case.turn, case.heard.lead))
+        if known and not fresh:
+            return
+        fresh = True
     finding = Finding(
         decision=decision,
         kind=kind_of(decision),

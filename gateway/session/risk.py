@@ -38,6 +38,8 @@ class Risk(msgspec.Struct, frozen=True):
     """Crisis categories that brought the level."""
     updated_at_s: float = 0.0
     """When the last turn was folded in, seconds since the epoch; 0 for never."""
+    mark: str = ""
+    """Keyed hash of the turn that was folded in last: the same turn sent again is not another turn."""
 
 
 class TurnSignal(msgspec.Struct, frozen=True):

@@ -245,6 +245,26 @@ async def test_a_carried_crisis_without_an_id_pages_nobody_again(column: Column)
         assert len(await it.notices()) == 1
 
 
+async def test_a_crisis_in_a_history_never_met_before_is_raised_once(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
+        for words in ("thanks", "and now?"):
+            got = await it.visit("words [S3 suicide]", "An answer from elsewhere.", words)
+            assert got.closed.decision.action == "replace"
+        assert len(await it.incidents()) == 1
+        assert len(await it.notices()) == 1
+
+
+async def test_the_same_turn_sent_again_is_not_another_turn(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
+        levels = [
+            (await it.visit("words [S1 suicide]", conversation_id="c-1")).closed.decision.severity for _ in range(4)
+        ]
+        assert levels == [1, 1, 1, 1]
+        await it.visit("words [S4 suicide]", conversation_id="c-2")
+        for _ in range(14):
+            assert (await it.visit("hello", conversation_id="c-2")).closed.decision.severity == 4
+
+
 async def test_an_old_message_that_cannot_be_read_raises_but_does_not_lock(column: Column) -> None:
     async with home(column, speech(*BENIGN)) as it:
         history = ["[unreadable]", "ok"]

@@ -150,7 +150,7 @@ async def test_a_retraction_does_not_end_the_care(column: Column) -> None:
 
 async def test_the_same_words_are_not_said_twice_below_s3(column: Column) -> None:
     async with home(column, speech(*BENIGN)) as it:
-        texts = [(await it.visit("words [S2 suicide]", conversation_id="c-1")).text for _ in range(2)]
+        texts = [(await it.visit(f"words {n} [S2 suicide]", conversation_id="c-1")).text for n in range(2)]
         assert texts[0] != texts[1]
 
 
@@ -167,7 +167,8 @@ async def test_a_weaker_remark_after_a_crisis_gets_the_follow_up_of_what_is_carr
 async def test_weak_signs_add_up(column: Column) -> None:
     async with home(column, speech(*BENIGN)) as it:
         levels = [
-            (await it.visit("words [S1 suicide]", conversation_id="c-1")).closed.decision.severity for _ in range(3)
+            (await it.visit(f"words {n} [S1 suicide]", conversation_id="c-1")).closed.decision.severity
+            for n in range(3)
         ]
         assert levels == [1, 1, 2]
 
@@ -192,7 +193,7 @@ async def test_a_quiet_turn_beside_a_crisis_does_not_overwrite_it(column: Column
 async def test_a_conversation_is_released_after_quiet_turns(column: Column) -> None:
     async with home(column, speech(*BENIGN)) as it:
         await it.visit("words [S2 suicide]", conversation_id="c-1")
-        actions = [(await it.visit("hello", conversation_id="c-1")).closed.decision.action for _ in range(8)]
+        actions = [(await it.visit(f"hello {n}", conversation_id="c-1")).closed.decision.action for n in range(8)]
         assert actions[0] == "replace"
         assert actions[-1] == "allow"
 
