@@ -150,8 +150,10 @@ def raw_sqlite(connection: Connection) -> sqlite3.Connection:
 class _Desk:
     """One SQLite connection and the only thread that touches it."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Engine, path: Path, name: str) -> None:
         self._engine = engine
+        self._path = path
+        self._file: tuple[int, int] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._connection: Connection | None = None
 
@@ -164,6 +166,10 @@ class _Desk:
             with translated():
                 if self._connection is None:
                     self._connection = self._engine.connect()
+                    self._file = _file_at(self._path)
+                elif _file_at(self._path) != self._file:
+                    # SQLite would go on writing to a file that has no name any more, and nobody would ever read it.
+                    raise StoreError("unavailable", "another file")
                 return work(self._connection)
         except StoreError as error:
             if error.kind == "unavailable":
@@ -180,6 +186,15 @@ class _Desk:
     async def aclose(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._drop)
         self._thread.shutdown(wait=False)
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Which file it is, whatever it is called; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return (status.st_dev, status.st_ino)
 
 
 class _SqliteTransaction:
@@ -235,8 +250,8 @@ class SqliteChannel:
     def __init__(self, path: Path, lock_timeout_s: float, *, read_only: bool = False) -> None:
         reading: Access = "foreign" if read_only else "query"
         writing: Access = "foreign" if read_only else "write"
-        self._writer = _Desk(sqlite_engine(path, lock_timeout_s, writing), "havengate-record-write")
-        self._reader = _Desk(sqlite_engine(path, lock_timeout_s, reading), "havengate-record-read")
+        self._writer = _Desk(sqlite_engine(path, lock_timeout_s, writing), path, "havengate-record-write")
+        self._reader = _Desk(sqlite_engine(path, lock_timeout_s, reading), path, "havengate-record-read")
         self._lock = asyncio.Lock()
         self._lock_timeout_s = lock_timeout_s
 
