@@ -87,7 +87,7 @@ class Progress:
     heard: Heard | None = None
     decision: Decision | None = None
     kept: Kept | None = None
-    """What the conversation carried and carries now; None while that is unknown, and then left as it was."""
+    """What the conversation carries after this turn; None until that is known."""
     speech: Speculation | None = None
     incident_id: str | None = None
     resources: tuple[Resource, ...] = ()

@@ -53,7 +53,10 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A conversation's risk as this turn leaves it, and the states of it that this turn has seen or written."""
+    """A conversation's risk as this turn leaves it, and the states of it that this turn has seen or written.
+
+    A stored state that is none of these is another turn's, or could not be recalled: then the stricter holds.
+    """
 
     after: Risk
     known: tuple[Risk | None, ...]
@@ -138,7 +141,7 @@ class Recorder:
         return sum(1 for _, intervention in waiting if intervention is None)
 
     async def close(self, turn: Turn, outcome: Outcome, kept: Kept | None, *, client_gone: bool) -> None:
-        """Write how the turn ended.  ``kept`` is None when the risk could not be recalled: then it is left as it is."""
+        """Write how the turn ended.  ``kept`` is None when the turn broke before its risk was known."""
         at = self._now()
         # A power cut may take the last plain turn; an intervention was committed durably before it was given.
         async with self._store.begin(durable=not outcome.decision.model_may_speak) as unit:

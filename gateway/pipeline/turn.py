@@ -100,7 +100,7 @@ async def _hear_and_decide(case: Case, *, early: bool) -> Decision:
     known = facts.of_input(turn, heard, before, after, house.backend.info, recalled=recalled)
     decision = decide(case.policy, known)
     progress.heard, progress.decision, progress.detectors = heard, decision, dict(heard.detectors)
-    progress.kept = Kept(after, (stored,)) if recalled else None
+    progress.kept = Kept(after, (stored,) if recalled else ())
     if not decision.model_may_speak and progress.speech is not None:
         await progress.speech.abort()
     case.seen.decided(decision, house.clock.monotonic_s())

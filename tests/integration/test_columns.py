@@ -219,6 +219,7 @@ async def test_a_restart_in_the_middle_of_a_turn_costs_care_and_nothing_else(
         await asyncio.to_thread(own_postgres.start)
         assert await it.house.recorder.pay() == 0, "what the record could not take is in it now"
         assert 4 in {view.severity for view in await it.incidents()}
+        assert (await it.visit("hello", conversation_id="c-2")).closed.decision.severity == 4
         assert (await it.visit("hello", conversation_id="c-3")).text == "".join(BENIGN)
         assert (await verify_database(it.url)).ok
 
