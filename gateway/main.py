@@ -136,8 +136,11 @@ async def _watch_policy(policy: PolicyHolder, observer: Observer, every_s: float
 async def _pay_what_is_owed(recorder: Recorder, observer: Observer) -> None:
     """Commit findings that the store could not take, as soon as it can: at start, then every few seconds."""
     while True:
-        if waiting := await recorder.pay():
-            observer.owed(waiting)
+        try:
+            if waiting := await recorder.pay():
+                observer.owed(waiting)
+        except Exception as error:  # noqa: BLE001 - whatever it was, what is owed is tried again
+            observer.store_failed("pay", type(error).__name__)
         await asyncio.sleep(PAY_EVERY_S)
 
 

@@ -8,6 +8,7 @@ intervention only after it has returned.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -125,20 +126,28 @@ class Recorder:
             raise error if isinstance(error, StoreError) else StoreError("unavailable", type(error).__name__) from None
 
     async def pay(self) -> int:
-        """Commit what is owed, oldest first; returns how many findings still are.  Stops at the first that fails."""
+        """Commit what is owed, oldest first; returns how many findings still are.
+
+        A store that is away ends the round.  A finding that the store refuses, or that cannot be opened, waits alone.
+        """
         waiting = await asyncio.to_thread(lambda: list(self._owed.all()))
-        for paid, (name, intervention) in enumerate(waiting):
+        still = 0
+        for position, (name, intervention) in enumerate(waiting):
             if intervention is None:
+                still += 1
                 continue
             try:
                 async with self._store.read() as unit:
                     known = await unit.outbox.known(intervention.key)
                 if not known:
                     await self._commit(intervention)
-            except StoreError:
-                return len(waiting) - paid
+            except StoreError as error:
+                if error.kind not in ("conflict", "refused"):
+                    return still + len(waiting) - position
+                still += 1
+                continue
             await asyncio.to_thread(self._owed.paid, name)
-        return sum(1 for _, intervention in waiting if intervention is None)
+        return still
 
     async def close(self, turn: Turn, outcome: Outcome, kept: Kept | None, *, client_gone: bool) -> None:
         """Write how the turn ended.  ``kept`` is None when the turn broke before its risk was known."""
@@ -193,8 +202,13 @@ class Recorder:
                     data={**_decision_data(it.finding.decision), "kind": it.finding.kind},
                 )
             )
-        self._bus.publish(Hint(kind="incident", id=ref.id))
+        self._hint(ref)
         return ref
+
+    def _hint(self, ref: IncidentRef) -> None:
+        """Tell whoever watches.  A stranger's bus may break its promise and raise; that loses a hint, not a fact."""
+        with contextlib.suppress(Exception):
+            self._bus.publish(Hint(kind="incident", id=ref.id))
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now_s(), tz=UTC)
