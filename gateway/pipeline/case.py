@@ -21,6 +21,7 @@ from gateway.policy.decision import Resource
 from gateway.policy.loader import PolicyHolder
 from gateway.policy.schema import Policy
 
+MAX_STOPS: Final = 3
 UNHEARD: Final = Heard(last=Reading(unavailable_tasks=("crisis",)), lead=-1, unavailable=("crisis",))
 
 
@@ -62,6 +63,24 @@ class Raised:
         return known
 
 
+class Stops:
+    """How often the answer to one and the same turn was stopped: asking again until one passes has an end."""
+
+    def __init__(self, limit: int = 10_000) -> None:
+        self._limit = limit
+        self._stops: OrderedDict[str, int] = OrderedDict()
+
+    def add(self, mark: str) -> None:
+        """Another answer to the turn was stopped."""
+        self._stops[mark] = self._stops.pop(mark, 0) + 1
+        if len(self._stops) > self._limit:
+            self._stops.popitem(last=False)
+
+    def spent(self, mark: str) -> bool:
+        """The turn has been tried often enough."""
+        return self._stops.get(mark, 0) >= MAX_STOPS
+
+
 @dataclass(frozen=True, slots=True)
 class House:
     """Everything a turn works with.  Built once, in `gateway/main.py`."""
@@ -76,6 +95,7 @@ class House:
     holdback: Rules = field(default_factory=Rules)
     speeches: Speeches = field(default_factory=Speeches)
     raised: Raised = field(default_factory=Raised)
+    stops: Stops = field(default_factory=Stops)
     silence_s: float = 60.0
     """Longest wait for the backend's next word; then it counts as failed."""
 
@@ -88,6 +108,8 @@ class Progress:
     decision: Decision | None = None
     kept: Kept | None = None
     """What the conversation carries after this turn; None until that is known."""
+    mark: str = ""
+    """Keyed hash of this turn: the same turn sent again has the same."""
     speech: Speculation | None = None
     incident_id: str | None = None
     resources: tuple[Resource, ...] = ()

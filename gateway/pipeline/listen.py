@@ -27,6 +27,7 @@ UNREAD: Final = TurnSignal(1)
 _INSTRUCTION_HARMS: Final = frozenset({"method_information", "encouragement", "secrecy"})
 _TRANSCRIPT_FROM: Final = 3
 """From this severity up a crisis inside an application's system message is taken for a person's."""
+_ENDED: Final = (".", "!", "?", "…", "。", "！", "？", ":", ")", '"', "”")
 _STATE_ORDER: Final[tuple[DetectorState, ...]] = ("cached", "skipped", "ran", "unavailable")
 
 
@@ -87,6 +88,15 @@ async def listen(panel: Panel, turn: Turn, *, only_cheap: bool = False) -> Heard
 def reply_passage(turn: Turn, text: str) -> Passage:
     """A piece of the model's answer, in the context of the person's message."""
     return Passage(text=text, role="assistant", context=_context(turn.lines, len(turn.lines)))
+
+
+def cut_off(turn: Turn, most_chars: int) -> str:
+    """The end of the last answer, if it was cut off in mid-sentence: what is said now may go on with it.
+
+    A client that asks for one token at a time would else have every piece judged alone.
+    """
+    last = next((line.text for line in reversed(turn.lines) if line.role == "assistant"), "")
+    return "" if last.rstrip().endswith(_ENDED) else last[-most_chars:] if most_chars else ""
 
 
 async def _instructions(panel: Panel, turn: Turn, *, only_cheap: bool) -> list[Reading]:

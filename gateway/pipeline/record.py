@@ -97,11 +97,21 @@ class Recorder:
         return self._store.keyring.blind(f"{who}\x1f{said}", purpose="turn")
 
     async def recall(self, turn: Turn) -> Risk | None:
-        """The risk of the turn's conversation as it is stored; None when it is new or unnamed."""
-        if turn.conversation_id is None:
+        """The risk of the turn's conversation as it is stored; None when nothing is known.
+
+        A conversation that is new, or has no name, starts where its end user's other conversations stand.
+        """
+        if turn.conversation_id is None and turn.end_user_hash is None:
             return None
         async with self._store.read() as unit:
-            return await RiskRepository(unit).load(turn.app_id, turn.conversation_id)
+            risks = RiskRepository(unit)
+            if turn.conversation_id is not None:
+                own = await risks.load(turn.app_id, turn.conversation_id)
+                if own is not None:
+                    return own
+            if turn.end_user_hash is not None:
+                return await risks.of_end_user(turn.app_id, turn.end_user_hash, self._now())
+        return None
 
     async def intervene(self, turn: Turn, finding: Finding, kept: Kept | None) -> IncidentRef:
         """Commit incident, outbox, risk and audit in one transaction.

@@ -19,12 +19,13 @@ from typing import Final
 import msgspec
 
 from backends.api import BackendError, Chunk, Message, Prompt, Usage
+from detectors.fusion import Flags, Reading
 from gateway.errors import Overloaded
 from gateway.pipeline import facts
 from gateway.pipeline.case import Case, Closed, Delta, House, Opened, Piece
 from gateway.pipeline.evidence import evidence_of
 from gateway.pipeline.holdback import Window, next_window
-from gateway.pipeline.listen import Heard, listen, reply_passage
+from gateway.pipeline.listen import Heard, cut_off, listen, reply_passage
 from gateway.pipeline.record import Finding, Kept, kind_of
 from gateway.pipeline.shield import see_through
 from gateway.pipeline.speculation import Speculation
@@ -37,6 +38,7 @@ from gateway.store.errors import StoreError
 CHARS_PER_TOKEN: Final = 4
 MAX_ANSWER_CHARS: Final = 65_536
 RETRY_AFTER_S: Final = 2
+STOPPED: Final = Reading(output=Flags(flagged=True))
 LEFT_OUT: Final = "(An earlier answer was left out.)"
 """Stands in the prompt where the client put an answer that must not stand."""
 
@@ -84,19 +86,20 @@ async def _hear_and_decide(case: Case, *, early: bool) -> Decision:
     not the conversation so far.
     """
     house, turn, progress = case.house, case.turn, case.progress
+    progress.mark = house.recorder.mark(turn, len(turn.lines) - 1)
     stored, recalled = await _recall(case)
     carries = carried(stored or Risk(), house.clock.now_s())
     cheap = await listen(house.panel, turn, only_cheap=True)
-    if early and recalled and carries.level == 0 and not cheap.alarmed:
+    calm = recalled and carries.level == 0 and not cheap.alarmed and not house.stops.spent(progress.mark)
+    if early and calm:
         progress.speech = house.speeches.start(house.backend, _prompt(case, cheap, guided=None))
     heard = await listen(house.panel, turn)
 
     now_s = house.clock.now_s()
     history = fold_all(heard.earlier, now_s)
     before = strictest(carries, answered(history, history.level))
-    mark = house.recorder.mark(turn, len(turn.lines) - 1)
-    again = carries.mark == mark
-    after = before if again else msgspec.structs.replace(fold(before, heard.signal, now_s), mark=mark)
+    again = carries.mark == progress.mark
+    after = before if again else msgspec.structs.replace(fold(before, heard.signal, now_s), mark=progress.mark)
     known = facts.of_input(turn, heard, before, after, house.backend.info, recalled=recalled)
     decision = decide(case.policy, known)
     progress.heard, progress.decision, progress.detectors = heard, decision, dict(heard.detectors)
@@ -156,6 +159,9 @@ async def _right_speech(case: Case) -> Speculation:
 async def _speak(case: Case) -> AsyncGenerator[Delta, None]:
     """Release the answer window by window, each only after its verdict."""
     text, released, finished = "", 0, False
+    if case.house.stops.spent(case.progress.mark):
+        yield await _end_with_care(case, _stopped_before(case), "content_filter")
+        return
     speech = await _right_speech(case)
     case.progress.resources = render(case.policy, case.decision, case.turn.region, today=_today(case)).resources
     async with aclosing(speech.chunks()) as chunks:
@@ -170,6 +176,7 @@ async def _speak(case: Case) -> AsyncGenerator[Delta, None]:
             while (window := next_window(text, released, case.house.holdback, finished=finished)) is not None:
                 verdict = await _judge_window(case, text, window)
                 if not verdict.model_may_speak:
+                    case.house.stops.add(case.progress.mark)
                     yield await _end_with_care(case, verdict, "content_filter", said=text[: window.judged_to])
                     return
                 released = window.end
@@ -201,11 +208,20 @@ def _note(case: Case, chunk: Chunk) -> bool:
 
 
 async def _judge_window(case: Case, text: str, window: Window) -> Decision:
-    reading = await case.house.panel.read(reply_passage(case.turn, text[window.judged_from : window.judged_to]))
+    said = text[window.judged_from : window.judged_to]
+    if window.judged_from == 0:
+        said = cut_off(case.turn, case.house.holdback.overlap_chars) + said
+    reading = await case.house.panel.read(reply_passage(case.turn, said))
     for name, state in reading.detectors.items():
         if state == "unavailable":
             case.progress.detectors[name] = state
     known = facts.of_output(case.turn, case.decision, case.heard, reading, case.house.backend.info)
+    return decide(case.policy, known)
+
+
+def _stopped_before(case: Case) -> Decision:
+    """The answer to this very turn was stopped again and again: the model is not asked once more."""
+    known = facts.of_output(case.turn, case.decision, case.heard, STOPPED, case.house.backend.info)
     return decide(case.policy, known)
 
 

@@ -13,9 +13,20 @@ from gateway.store.session import Session
 from gateway.store.tables import Conversation
 from gateway.store.vocabulary import ConversationState
 
+MAX_OF_END_USER: Final = 20
 _T: Final = Conversation.__table__  # type: ignore[attr-defined]
 _LOAD: Final = select(_T.c.id, _T.c.risk, _T.c.severity_peak, _T.c.version).where(
     _T.c.app_id == bindparam("app_id"), _T.c.external_hash == bindparam("external_hash")
+)
+_OF_END_USER: Final = (
+    select(_T.c.id, _T.c.risk, _T.c.severity_peak, _T.c.version)
+    .where(
+        _T.c.app_id == bindparam("app_id"),
+        _T.c.end_user_hash == bindparam("end_user_hash"),
+        _T.c.last_turn_at > bindparam("since"),
+    )
+    .order_by(_T.c.last_turn_at.desc())
+    .limit(MAX_OF_END_USER)
 )
 
 
@@ -60,6 +71,15 @@ class Conversations:
                 lock_record(connection)
             row = connection.execute(_LOAD, values).one_or_none()
             return None if row is None else ConversationState(*row)
+
+        return await self._session.run(work)
+
+    async def of_end_user(self, app_id: str, end_user_hash: str, since: datetime) -> list[ConversationState]:
+        """The latest conversations of one end user that had a turn after ``since``, at most `MAX_OF_END_USER`."""
+        values = {"app_id": app_id, "end_user_hash": end_user_hash, "since": since}
+
+        def work(connection: Connection) -> list[ConversationState]:
+            return [ConversationState(*row) for row in connection.execute(_OF_END_USER, values)]
 
         return await self._session.run(work)
 
