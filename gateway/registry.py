@@ -14,7 +14,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 import msgspec
-import structlog
 from structlog.typing import FilteringBoundLogger
 
 from backends.api import BackendError, ChatBackend
@@ -158,7 +157,8 @@ def _configure(factory: Any, kind: str, options: Mapping[str, Any]) -> Any:
 
 
 def _say(log: FilteringBoundLogger | None, event: str, group: str, kind: str, **fields: str) -> None:
+    if log is None:
+        return
     (claim,) = _claims(group)[kind]
     distribution, version = _owner(claim)
-    logger = log if log is not None else structlog.get_logger()
-    logger.info(event, kind=kind, distribution=distribution, version=version, **fields)
+    log.info(event, kind=kind, distribution=distribution, version=version, **fields)
