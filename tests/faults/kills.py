@@ -44,6 +44,8 @@ class Outcome:
 
     moment: Moment
     phases: Counter[str]
+    cared: int
+    """Clients that had read at least one byte of care."""
     owed: int
     """Findings that waited on disk when the gateway was dead."""
     broken: list[str]
@@ -135,7 +137,14 @@ class Siege:
         await self._start()
         broken = await _after(house, self.gateway, them, left)
         unwritten = [one for one in broken if one.startswith(record.UNWRITTEN) and moment in LOCKED]
-        return Outcome(moment, phases, len(left.owed), [one for one in broken if one not in unwritten], len(unwritten))
+        return Outcome(
+            moment=moment,
+            phases=phases,
+            cared=sum(visit.cared for visit in them.visits),
+            owed=len(left.owed),
+            broken=[one for one in broken if one not in unwritten],
+            unwritten=len(unwritten),
+        )
 
     async def _start(self) -> None:
         await asyncio.to_thread(self._serving.close)
@@ -245,11 +254,11 @@ AIM: Final[Mapping[Moment, Callable[[House, Crowd, random.Random], Awaitable[Non
 
 async def _kill_while_paying(house: House, rng: random.Random) -> None:
     """Start a gateway that owes, and kill it when it has paid a part: it pays before it says that it is ready."""
-    leave = rng.randint(0, max(house.owed - 1, 0))
+    leave = rng.randint(1, max(house.owed - 1, 1))
     debtor = _start_unseen(house)
     try:
         await _look(lambda: house.owed <= leave)
-        await asyncio.sleep(rng.choice((0.0, rng.uniform(0.0, 0.01))))
+        await asyncio.sleep(rng.choice((0.0, rng.uniform(0.0, 0.003))))
     finally:
         kill(debtor)
 

@@ -19,6 +19,15 @@ from gateway.store.crypto import Keyring
 from tests.faults.visits import Visit
 
 DATABASE: Final = "havengate.sqlite3"
+PHASES: Final = (
+    "no byte yet, unnamed",
+    "no byte yet, nothing on record",
+    "no byte yet, finding on disk",
+    "no byte yet, incident committed",
+    "care on its way",
+    "the model's words on their way",
+    "answered to the end",
+)
 UNWRITTEN: Final = "an end without its row"
 Row = dict[str, Any]
 
@@ -128,24 +137,22 @@ def unkept(record: Record, visits: Iterable[Visit]) -> list[str]:
 
 
 def phase_of(visit: Visit, record: Record) -> str:
-    """How far a visit was when the gateway died, by what its client had and by what was on disk."""
+    """Which of `PHASES` a visit was in when the gateway died, by what its client had and by what was on disk."""
+    unnamed, nothing, owed, committed, caring, speaking, ended = PHASES
     if visit.ended:
-        return "answered to the end"
-    if visit.cared:
-        return "care on its way"
+        return ended
     if visit.text:
-        return "the model's words on their way"
+        return caring if visit.cared else speaking
     if visit.conversation is None and visit.request_id is None:
-        return "no byte yet, unnamed"
-    conversation = record.conversation_of(visit)
+        return unnamed
     if any(finding is not None and _same(finding, visit) for finding in record.owed):
-        return "no byte yet, finding on disk"
-    if any(
+        return owed
+    conversation = record.conversation_of(visit)
+    found = any(
         row["request_id"] == visit.request_id or (conversation and row["conversation_id"] == conversation)
         for row in record.findings()
-    ):
-        return "no byte yet, incident committed"
-    return "no byte yet, nothing on record"
+    )
+    return committed if found else nothing
 
 
 def _same(finding: Intervention, visit: Visit) -> bool:
