@@ -20,7 +20,7 @@ from gateway import parts
 from gateway.auth.apikeys import ApiKeyAuthenticator
 from gateway.auth.guards import Guard, check_routes
 from gateway.auth.signin import SignIn
-from gateway.http import chat, faults, health, models, moderations
+from gateway.http import chat, faults, health, models, moderations, openapi
 from gateway.http.front import Front, Slots
 from gateway.pipeline.case import House
 from gateway.pipeline.observe import Observer, bus_observer, detector_observer
@@ -41,6 +41,7 @@ _ROUTES: Final = (
     health.healthz,
     health.readyz,
     health.metrics,
+    openapi.openapi_json,
     home.home,
     home.offer_login,
     home.login,

@@ -18,7 +18,9 @@ from gateway.auth.principal import Principal
 from gateway.auth.signin import SESSION_COOKIE, SignIn
 from gateway.errors import Forbidden, StartupError, Unauthenticated
 
-OPEN_ROUTES: Final = frozenset({"/", "/login", "/healthz", "/readyz", "/metrics", "/static/{file_path}"})
+OPEN_ROUTES: Final = frozenset(
+    {"/", "/login", "/healthz", "/readyz", "/metrics", "/openapi.json", "/static/{file_path}"}
+)
 """Routes that answer without a credential.  They hold no text of a person and change nothing."""
 
 _PARAMETER_TYPE: Final = re.compile(r":[a-z]+\}")

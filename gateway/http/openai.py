@@ -20,7 +20,7 @@ from gateway.http import exposure
 from gateway.pipeline.state import Outcome, Turn
 from gateway.policy.decision import Mode
 
-_ROLES: Final[Mapping[str, Role]] = {
+ROLES: Final[Mapping[str, Role]] = {
     "user": "user",
     "assistant": "assistant",
     "system": "system",
@@ -208,7 +208,7 @@ def _lines(messages: list[WireMessage], limits: Limits) -> tuple[Line, ...]:
         raise BadRequest("'messages' must hold at least one message.", param="messages")
     if len(messages) > limits.max_messages:
         raise BadRequest(f"'messages' holds more than {limits.max_messages} messages.", param="messages")
-    if _ROLES.get(messages[-1].role) != "user":
+    if ROLES.get(messages[-1].role) != "user":
         raise BadRequest("The last message must have the role 'user'.", param=f"messages[{len(messages) - 1}].role")
     lines = [_line(message, index, limits) for index, message in enumerate(messages)]
     return tuple(line for line in lines if line.text)
@@ -216,7 +216,7 @@ def _lines(messages: list[WireMessage], limits: Limits) -> tuple[Line, ...]:
 
 def _line(message: WireMessage, index: int, limits: Limits) -> Line:
     where = f"messages[{index}]"
-    role = _ROLES.get(message.role)
+    role = ROLES.get(message.role)
     if role is None:
         raise BadRequest("The role must be one of 'system', 'developer', 'user' or 'assistant'.", param=f"{where}.role")
     _refuse(message, _REFUSED_IN_MESSAGE, f"{where}.")

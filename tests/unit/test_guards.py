@@ -37,7 +37,7 @@ def guard(signin: SignIn | None = None) -> Guard:
 
 
 def test_the_open_routes_are_these_and_no_others() -> None:
-    assert {"/", "/login", "/healthz", "/readyz", "/metrics", "/static/{file_path}"} == OPEN_ROUTES
+    assert {"/", "/login", "/healthz", "/readyz", "/metrics", "/openapi.json", "/static/{file_path}"} == OPEN_ROUTES
 
 
 def test_a_route_that_is_neither_open_nor_guarded_keeps_the_gateway_from_starting() -> None:
