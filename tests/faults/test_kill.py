@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kills import House, Siege
+from tests.faults.kills import House, Moment, Siege
 
 SEED = 20261125
+AIMED: tuple[Moment, ...] = ("judging", "commit", "first byte", "mid-stream", "owing", "paying")
 
 
 @pytest.mark.timeout(180)
@@ -20,7 +21,7 @@ async def test_nothing_is_lost_or_doubled_by_a_kill(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     house = House.make(tmp_path)
     async with Siege(house, rng) as siege:
-        for number, moment in enumerate(("judging", "commit", "first byte", "mid-stream", "owing", "paying")):
+        for number, moment in enumerate(AIMED):
             outcome = await siege.strike(moment, f"visit-{number}")
             assert outcome.broken == [], moment
             assert outcome.phases.total() > 0

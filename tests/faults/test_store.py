@@ -16,7 +16,7 @@ from tests.faults import record
 from tests.faults.waiting import until
 from tests.support import scripts
 from tests.support.calls import Reply, call, chat
-from tests.support.gateway import Gateway, running, scripted
+from tests.support.gateway import Gateway, havengate, running, scripted
 
 CRISIS = "I want to end my life tonight."
 PLACE = "findahelpline.com"
@@ -138,3 +138,12 @@ def test_a_record_that_was_removed_is_missed_and_a_new_start_pays_into_a_new_one
     assert known.havengate["incident_id"] is not None
     with running(tmp_path / "home", settings=SETTINGS) as it:
         check_paid(it, lost)
+
+
+def test_a_home_that_cannot_be_written_is_one_clear_line() -> None:
+    """The kernel lets nobody make a folder there, whoever they are."""
+    done = havengate("serve", "--port", "0", home=Path("/proc/havengate"))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("havengate: The state folder /proc/havengate cannot be written")
+    assert done.stderr.count("\n") == 1
