@@ -121,6 +121,8 @@ def unsound(fault: Fault, passage: Passage) -> Signal:
 
 
 class PonderingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    over: str = ""
+    """It takes its time over texts with this in them."""
     least_s: float = 0.005
     most_s: float = 0.05
 
@@ -144,7 +146,8 @@ class Pondering:
         return DetectorInfo(self._name, "pondering-1", ("crisis", "output", "bias"))
 
     async def judge(self, passage: Passage) -> Judgement:
-        await asyncio.sleep(self._random.uniform(self._config.least_s, self._config.most_s))
+        if self._config.over in passage.text:
+            await asyncio.sleep(self._random.uniform(self._config.least_s, self._config.most_s))
         return Judgement(signals=())
 
     async def aclose(self) -> None:

@@ -27,7 +27,10 @@ CRISIS = "I want to end my life tonight."
 ASK = "How do I bake bread?"
 GRACE_S = 3
 GRACE = f"[server]\ngraceful_shutdown_s = {GRACE_S}\n"
-PONDERING = '[detectors.pondering]\nkind = "pondering"\noptions = { least_s = 0.5, most_s = 0.5 }\n'
+SLOWLY = "Slowly."
+PONDERING = (
+    f'[detectors.pondering]\nkind = "pondering"\noptions = {{ over = "{SLOWLY}", least_s = 1.5, most_s = 1.5 }}\n'
+)
 PLACE = "findahelpline.com"
 
 
@@ -39,7 +42,7 @@ def model() -> Iterator[Upstream]:
 
 @pytest.fixture(scope="module")
 def gateway(model: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Before a patient client of that model; its second detector takes its time over every message."""
+    """Before a patient client of that model; its second detector takes its time over some messages."""
     folder = tmp_path_factory.mktemp("leaving")
     path = f"{plugins.install(folder / 'site')}:{ROOT}"
     with running(folder / "home", settings=settings(model.url, more=PONDERING), PYTHONPATH=path) as it:
@@ -119,7 +122,8 @@ def test_who_leaves_while_a_crisis_is_judged_is_heard(gateway: Gateway, model: U
     """The connection closes long before the slow detector has answered."""
     model.behave()
     seq, calls = newest(gateway), model.calls
-    with ask(gateway, CRISIS, stream=stream):
+    # Not said before: a verdict that is remembered takes no time.
+    with ask(gateway, f"{CRISIS} {SLOWLY} {stream}", stream=stream):
         until(lambda: b"havengate_streams_open 1.0" in call(gateway, "GET", "/metrics").raw)
     rows = rows_after(gateway, seq)
     assert (rows["turn.closed"]["client_gone"], rows["turn.closed"]["delivered_chars"]) == (True, 0)
