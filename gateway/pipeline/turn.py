@@ -90,7 +90,7 @@ async def _hear_and_decide(case: Case, *, early: bool) -> Decision:
     stored, recalled = await _recall(case)
     carries = carried(stored or Risk(), house.clock.now_s())
     cheap = await listen(house.panel, turn, only_cheap=True)
-    calm = recalled and carries.level == 0 and not cheap.alarmed and not house.stops.spent(progress.mark)
+    calm = recalled and carries.level == 0 and not cheap.alarmed and not _spent(case)
     if early and calm:
         progress.speech = house.speeches.start(house.backend, _prompt(case, cheap, guided=None))
     heard = await listen(house.panel, turn)
@@ -159,7 +159,7 @@ async def _right_speech(case: Case) -> Speculation:
 async def _speak(case: Case) -> AsyncGenerator[Delta, None]:
     """Release the answer window by window, each only after its verdict."""
     text, released, finished = "", 0, False
-    if case.house.stops.spent(case.progress.mark):
+    if _spent(case):
         yield await _end_with_care(case, _stopped_before(case), "content_filter")
         return
     speech = await _right_speech(case)
@@ -217,6 +217,12 @@ async def _judge_window(case: Case, text: str, window: Window) -> Decision:
             case.progress.detectors[name] = state
     known = facts.of_output(case.turn, case.decision, case.heard, reading, case.house.backend.info)
     return decide(case.policy, known)
+
+
+def _spent(case: Case) -> bool:
+    """Whether this turn was tried often enough.  Of a caller without a name nobody can say that it is the same one."""
+    named = case.turn.conversation_id is not None or case.turn.end_user_hash is not None
+    return named and case.house.stops.spent(case.progress.mark)
 
 
 def _stopped_before(case: Case) -> Decision:
