@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,9 +66,14 @@ _WORD: Final = re.compile(f"[{_LATIN}{_FOREIGN}]+")
 _LEET: Final = str.maketrans("013457@$!", "oieastasi")
 _LEET_CLASS: Final = "013457@$!"
 # A whole run of letters and signs, unless an address goes on after it.
-_LEET_TOKEN: Final = re.compile(f"(?<![A-Za-z{_LEET_CLASS}])[A-Za-z{_LEET_CLASS}]++(?!\\w|[.@]\\w)")
+_LEET_TOKEN: Final = re.compile(f"(?<![^\\W_]|[@$!])[A-Za-z{_LEET_CLASS}]++(?![^\\W_]|[.@]\\w)")
 _LEET_INSIDE: Final = re.compile(f"(?<=[A-Za-z])[{_LEET_CLASS}]{{1,2}}(?=[A-Za-z])")
 _LEET_LAST: Final = re.compile(f"(?<=[A-Za-z])[{_LEET_CLASS}]{{1,2}}$")
+_LEET_FIRST: Final = re.compile("^[013457@$]{1,2}(?=[A-Za-z])")
+_LEET_LAST_SURE: Final = re.compile("(?<=[A-Za-z])[013457@$]{1,2}$")
+
+# Blanks written as underscores.
+_SCORED: Final = re.compile(r"(?<=[^\W_]|[@$!])_+(?=[^\W_]|[@$!])")
 
 _ONE: Final = f"[{_LATIN}{_FOREIGN}{_LEET_CLASS}]"
 _SPACED: Final = re.compile(f"(?<![\\w@$!]){_ONE}(?:(?: +|[._*-]){_ONE}(?![\\w@$!])){{2,}}")
@@ -106,13 +111,13 @@ class Canonical:
 def canonicalise(text: str) -> Canonical:
     """Return the canonical form of ``text``.  Never raises; case is kept (detectors fold case themselves).
 
-    In order: cut at `MAX_CHARS`; NFKC and typographic characters, invisible ones dropped; letters written
-    apart are joined; runs of white space become one; Cyrillic, Greek and Armenian look-alikes become Latin, but only in
+    In order: cut at `MAX_CHARS`; NFKC and typographic characters, invisible ones dropped; underscores between words
+    become blanks; letters written apart are joined; runs of white space become one; Cyrillic, Greek and Armenian look-alikes become Latin, but only in
     words that mix scripts or in text that has no true letter of those scripts; digits and signs inside a Latin
-    word become the letters they stand for; a letter repeated three times or more is written twice.
+    word become the letters they stand for, and at its ends too where two words are so disguised; a letter repeated three times or more is written twice.
     """
     draft, starts, ends, truncated = _fold(text)
-    for stage in (_join_spaced, _collapse_space, _latinise, _unleet, _squeeze):
+    for stage in (_part_scored, _join_spaced, _collapse_space, _latinise, _unleet, _squeeze):
         staged = stage(draft)
         if _GONE in staged:
             kept = [index for index, char in enumerate(staged) if char != _GONE]
@@ -148,6 +153,10 @@ def _fold(text: str) -> tuple[str, Sequence[int], Sequence[int], bool]:
                 ends.append(index + 1)
     truncated = truncated or len(out) > MAX_CHARS
     return "".join(out[:MAX_CHARS]), starts[:MAX_CHARS], ends[:MAX_CHARS], truncated
+
+
+def _part_scored(text: str) -> str:
+    return _SCORED.sub(lambda match: " " * len(match.group()), text)
 
 
 def _join_spaced(text: str) -> str:
@@ -203,17 +212,27 @@ def _latinise_mixed(match: re.Match[str]) -> str:
 
 
 def _unleet(text: str) -> str:
-    return _LEET_TOKEN.sub(_unleet_token, text)
+    disguised = sum(map(_is_disguised, _LEET_TOKEN.findall(text)))
+    if not disguised:
+        return text
+    return _LEET_TOKEN.sub(_unleet_all if disguised > 1 else _unleet_token, text)
+
+
+def _is_disguised(token: str) -> bool:
+    """True for "su1c1d3"; "mp3", "covid19" and "me!" have no sign between letters."""
+    signs = _LEET_INSIDE.findall(token)
+    return bool(signs) and signs != ["!"]  # "help!please" is far more often a missing space than a disguise
 
 
 def _unleet_token(match: re.Match[str]) -> str:
-    """ "su1c1d3" becomes "suicide"; "mp3", "covid19" and "me!" have no sign between letters and stay."""
     token = match.group()
-    signs = _LEET_INSIDE.findall(token)
-    if not signs or signs == ["!"]:  # "help!please" is far more often a missing space than a disguise
-        return token
-    inside = _LEET_INSIDE.sub(_plain, token)
-    return _LEET_LAST.sub(_plain, inside)
+    return _LEET_LAST.sub(_plain, _LEET_INSIDE.sub(_plain, token)) if _is_disguised(token) else token
+
+
+def _unleet_all(match: re.Match[str]) -> str:
+    """Where the whole sentence is so written, a word is read at its ends too: "t0", "3nd"; an exclamation mark stays one."""
+    inside = _unleet_token(match)
+    return _LEET_FIRST.sub(_plain, _LEET_LAST_SURE.sub(_plain, inside))
 
 
 def _plain(match: re.Match[str]) -> str:
@@ -222,105 +241,3 @@ def _plain(match: re.Match[str]) -> str:
 
 def _squeeze(text: str) -> str:
     return _REPEATED.sub(lambda m: m.group()[:2] + _GONE * (len(m.group()) - 2), text)
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """A text found inside another one, and the raw range that carried it."""
-
-    text: str
-    span: Span
-
-
-MAX_DECODINGS: Final = 16
-MAX_DECODED_CHARS: Final = 4_096
-_BASE64: Final = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{8,5464}={0,2}(?![A-Za-z0-9+/_=-])")
-_HEX: Final = re.compile(r"(?<![0-9A-Fa-f])(?:[0-9A-Fa-f]{2}[ :]?){4,4096}[0-9A-Fa-f]{2}(?![0-9A-Fa-f])")
-_PERCENT: Final = re.compile(r"(?<![^\s%])[^\s%]{0,64}(?:%[0-9A-Fa-f]{2}[^\s%]{0,64}){2,512}")
-_TAGS: Final = re.compile("[\U000e0020-\U000e007e]{4,4096}")
-_SELECTORS: Final = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,4096}")
-_ROT13: Final = str.maketrans(
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
-    "NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm",
-)
-_COMMON: Final = frozenset(
-    ("i", "you", "my", "me", "myself", "yourself", "the", "to", "and", "of", "want", "it", "is", "am", "with")
-)
-_LETTERS: Final = re.compile(r"[A-Za-z']+")
-
-
-def decoded_variants(text: str) -> tuple[str, ...]:
-    """The texts of `decodings`, without their places."""
-    return tuple(found.text for found in decodings(text))
-
-
-def decodings(text: str) -> tuple[Decoding, ...]:
-    """Decode one level of base64, hex, URL escapes, rot13, Unicode tags and variation-selector bytes.
-
-    Reads the *raw* text, at most `MAX_CHARS` of it; gives at most `MAX_DECODINGS` results of at most `MAX_DECODED_CHARS`
-    each, and only such as are printable and look like words.  Never raises.
-    """
-    raw = text[:MAX_CHARS]
-    found: list[Decoding] = []
-    for pattern, decode in _DECODERS:
-        for match in pattern.finditer(raw):
-            plain = decode(match.group())[:MAX_DECODED_CHARS]
-            if _looks_like_words(plain):
-                found.append(Decoding(plain, Span(match.start(), match.end())))
-            if len(found) == MAX_DECODINGS:
-                return tuple(found)
-    turned = raw[:MAX_DECODED_CHARS].translate(_ROT13)
-    if _common_words(turned) >= 2 and _common_words(turned) > _common_words(raw[:MAX_DECODED_CHARS]):
-        found.append(Decoding(turned, Span(0, min(len(raw), MAX_DECODED_CHARS))))
-    return tuple(found)
-
-
-def _common_words(text: str) -> int:
-    return sum(word.lower() in _COMMON for word in _LETTERS.findall(text))
-
-
-def _looks_like_words(text: str) -> bool:
-    shown = text.replace("\n", " ")
-    letters = sum(char.isalpha() or char == " " for char in shown)
-    return len(shown) >= 4 and shown.isprintable() and letters * 10 >= len(shown) * 8
-
-
-def _from_bytes(data: bytes) -> str:
-    """Bytes that are not UTF-8 hold U+FFFD, which `_looks_like_words` counts as no letter."""
-    return data.decode("utf-8", "replace")
-
-
-def _from_base64(token: str) -> str:
-    import base64
-
-    body = token.rstrip("=").replace("-", "+").replace("_", "/")
-    body = body[: len(body) - 1] if len(body) % 4 == 1 else body
-    return _from_bytes(base64.b64decode(body + "=" * (-len(body) % 4)))
-
-
-def _from_hex(token: str) -> str:
-    return _from_bytes(bytes.fromhex(token.replace(":", " ")))
-
-
-def _from_percent(token: str) -> str:
-    from urllib.parse import unquote_plus
-
-    return unquote_plus(token, errors="replace")
-
-
-def _from_tags(token: str) -> str:
-    return "".join(chr(ord(char) - 0xE0000) for char in token)
-
-
-def _from_selectors(token: str) -> str:
-    """Bytes 0-15 ride on U+FE00.., bytes 16-255 on U+E0100.. ("emoji smuggling")."""
-    return _from_bytes(bytes(ord(c) - 0xFE00 if c <= "\ufe0f" else ord(c) - 0xE0100 + 16 for c in token))
-
-
-_DECODERS: Final[tuple[tuple[re.Pattern[str], Callable[[str], str]], ...]] = (
-    (_BASE64, _from_base64),
-    (_HEX, _from_hex),
-    (_PERCENT, _from_percent),
-    (_TAGS, _from_tags),
-    (_SELECTORS, _from_selectors),
-)

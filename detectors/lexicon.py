@@ -1,7 +1,7 @@
 """The lexicon: a first net of explicit statements, read from a data file.  It may raise, it never clears.
 
 Rules live in ``data/lexicon.toml`` and are compiled once at load, each checked against its own examples.  A passage is
-matched in its canonical form, as typed, and in what `canonical.decodings` finds in it.
+matched in its canonical form, as typed, and in what `decodings` finds in it.
 
 Crisis rules read what a person (or a client's system prompt) says; output rules read what the assistant says.
 """
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, Self
 
 import msgspec
 
-from detectors import canonical, rules
+from detectors import canonical, decodings, rules
 from detectors.api import DetectorError, DetectorInfo, Judgement, Passage, Signal, Span
 from detectors.rules import (
     Lexicon,
@@ -28,6 +28,7 @@ from detectors.rules import (
     decode_rules,
     fold,
     matches,
+    together_of,
     view_of,
 )
 
@@ -60,9 +61,10 @@ class LexiconDetector:
     @classmethod
     def _load(cls, name: str, config: LexiconConfig) -> Self:
         path = Path(config.path) if config.path else Path(__file__).with_name("data") / "lexicon.toml"
+        modules = (__file__, canonical.__file__, decodings.__file__, rules.__file__)
         try:
             data = path.read_bytes()
-            code = b"".join(Path(module).read_bytes() for module in (__file__, canonical.__file__, rules.__file__))
+            code = b"".join(Path(module).read_bytes() for module in modules)
         except OSError as error:
             raise DetectorError("load", f"lexicon: cannot read {error.filename}: {error.strerror}") from error
         if config.sha256 and hashlib.sha256(data).hexdigest() != config.sha256:
@@ -117,7 +119,9 @@ def _views(passage: Passage) -> Iterator[View]:
     yield view_of(form.text, form.to_raw)
     if form.changed:
         yield view_of(text, Span)
-    for found in canonical.decodings(text):
+    if (together := together_of(form.text, form.to_raw)) is not None:
+        yield together
+    for found in decodings.decodings(text):
         inner = canonical.canonicalise(found.text)
         yield view_of(inner.text, _always(found.span))
     previous = next((line.text for line in reversed(passage.context) if line.role == passage.role), "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -76,6 +76,8 @@ class Rule:
     output: bool
     needs: tuple[str, ...]
     pattern: re.Pattern[str]
+    together: re.Pattern[str] | None
+    """The same phrases without word boundaries, for words written together; None where none has two words."""
     before: tuple[re.Pattern[str], ...]
     after: tuple[re.Pattern[str], ...]
     verdict: Verdict
@@ -91,11 +93,17 @@ class Lexicon:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One reading of a passage: the folded text, the way back to raw offsets, and where a match must end after."""
+    """One reading of a passage: its text in lower case, and how to look at it."""
 
     key: str
+    dense: str
+    """The folded text without blanks: a rule's ``needs`` are looked for here, so that no line break hides them."""
     back: Callable[[int, int], Span]
+    """From offsets of ``key`` to a span of the raw text."""
     not_before: int = 0
+    """A match must end after this offset."""
+    runs: tuple[tuple[int, int], ...] = ()
+    """When not empty: ``key`` keeps its doubled letters, and only these ranges of it are read, as words written together."""
 
 
 _DOUBLED: Final = re.compile(r"([^\W\d_])\1+")
@@ -120,6 +128,17 @@ def fold(text: str) -> tuple[str, Sequence[int]]:
     return "".join(parts) + low[last:], places
 
 
+_SEPARATORS: Final = str.maketrans("", "", " \n-._/|~")
+_BLANK: Final = r"[ \n\-._/|~]?"
+_RUN: Final = re.compile(r"[a-z']{9,}")
+_MIN_TOGETHER: Final = 9
+"""Letters of a phrase found inside a longer word: shorter ones stand in harmless words."""
+
+
+def _dense(text: str) -> str:
+    return _DOUBLED.sub(r"\1", text.translate(_SEPARATORS))
+
+
 def view_of(text: str, outer: Callable[[int, int], Span], not_before: int = 0) -> View:
     """Fold ``text``; ``outer`` maps its offsets to raw ones.  A match must end after offset ``not_before`` of it."""
     key, places = fold(text)
@@ -128,7 +147,14 @@ def view_of(text: str, outer: Callable[[int, int], Span], not_before: int = 0) -
         return outer(places[start], places[end - 1] + 1)
 
     start = next((index for index, place in enumerate(places) if place >= not_before), 0) if not_before else 0
-    return View(key, back, start)
+    return View(key, _dense(key), back, start)
+
+
+def together_of(text: str, outer: Callable[[int, int], Span]) -> View | None:
+    """A view of the long words of ``text``, in which phrases may have been written without blanks; None without any."""
+    low = text.lower()
+    runs = tuple(match.span() for match in _RUN.finditer(low))
+    return View(low, _dense(low), outer, runs=runs) if runs and len(low) == len(text) else None
 
 
 def _squeeze_pattern(source: str) -> str:
@@ -144,6 +170,10 @@ class _Compiler:
 
     def phrases(self, owner: str, sources: Sequence[str], *, start: str, end: str) -> re.Pattern[str]:
         return self.pattern(owner, f"{start}(?:{'|'.join(self._phrase(owner, one) for one in sources)}){end}")
+
+    def together(self, owner: str, sources: Sequence[str]) -> re.Pattern[str] | None:
+        several = [self._phrase(owner, one) for one in sources if " " in one]
+        return re.compile("|".join(several).replace(r"(?!\w)", "")) if several else None
 
     def pattern(self, owner: str, source: str) -> re.Pattern[str]:
         try:
@@ -161,9 +191,8 @@ class _Compiler:
             source = re.sub(r"<(\w+)>", lambda match: self._macro(owner, match.group(1)), source)
         if re.search(r"(?<!\\)[*+{]", source):
             raise DetectorError("load", f"lexicon: {owner}: a phrase may not use '*', '+' or '{{'")
-        blank = r"[ \n\-]?"
         # A blank that is itself optional ("foo ?") already says so.
-        return re.sub(r" \??", lambda _: blank, source)
+        return re.sub(r" \??", lambda _: _BLANK, source)
 
     def _macro(self, owner: str, name: str) -> str:
         if name not in self._macros:
@@ -197,13 +226,14 @@ def _compile_rule(compiler: _Compiler, rule: RuleSource) -> Rule:
     return Rule(
         id=rule.id,
         output=rule.labels[:1] != () and rule.labels[0].startswith("output:"),
-        needs=tuple(fold(need)[0] for need in rule.needs),
+        needs=tuple(_dense(need.lower()) for need in rule.needs),
         pattern=compiler.phrases(
             rule.id,
             rule.phrases,
             start="" if rule.open_start else r"(?<!\w)",
             end="" if rule.open_end else r"(?!\w)",
         ),
+        together=compiler.together(rule.id, rule.phrases),
         before=tuple(compiler.pattern(rule.id, one) for guard in guards for one in guard.before),
         after=tuple(compiler.pattern(rule.id, one) for one in after),
         verdict=_verdict(rule.id, rule.labels, rule.severity, rule.subject, rule.imminence, rule.time),
@@ -224,11 +254,11 @@ def _verdict(
 
 def matches(rule: Rule, view: View) -> list[Span]:
     """Raw spans of the matches of ``rule`` that no guard excuses, at most `MAX_MATCHES`."""
-    if not any(need in view.key for need in rule.needs):
+    if not any(need in view.dense for need in rule.needs):
         return []
     spans: list[Span] = []
-    for match in itertools.islice(rule.pattern.finditer(view.key), _MAX_LOOKED_AT):
-        if match.end() > match.start() and match.end() > view.not_before and not _excused(rule, view.key, match):
+    for match in itertools.islice(_found(rule, view), _MAX_LOOKED_AT):
+        if match.end() > match.start() and match.end() > view.not_before and not _excused(rule, view, match):
             spans.append(view.back(match.start(), match.end()))
             if len(spans) == MAX_MATCHES:
                 break
@@ -238,8 +268,27 @@ def matches(rule: Rule, view: View) -> list[Span]:
 _SENTENCE_END: Final = re.compile(r"[.!?;\n](?![.!?])|[。！？]")
 
 
-def _excused(rule: Rule, key: str, match: re.Match[str]) -> bool:
+# Written together, no guard of a rule can be read; a denial or a joke right beside the match can.
+_DENIED: Final = re.compile(r"(?:n'?t|not|never|stopped)(?:really|actually|even)?$")
+_JOKED: Final = re.compile(r"(?:laughing|of(?:boredom|embarrassment|cringe|hunger)|lol|lmao|haha|jk)")
+
+
+def _found(rule: Rule, view: View) -> Iterator[re.Match[str]]:
+    if not view.runs:
+        yield from rule.pattern.finditer(view.key)
+    elif rule.together is not None:
+        for start, end in view.runs:
+            for match in rule.together.finditer(view.key, start, end):
+                if match.end() - match.start() >= _MIN_TOGETHER:
+                    yield match
+
+
+def _excused(rule: Rule, view: View, match: re.Match[str]) -> bool:
+    key = view.key
     start, end = match.span()
+    if view.runs:
+        beside = key[max(start - _SENTENCE_CHARS, 0) : start]
+        return _DENIED.search(beside) is not None or _JOKED.match(key, end) is not None
     before = _last_sentence(key[max(start - _SENTENCE_CHARS, 0) : start])
     after = _first_sentence(key[end : end + _SENTENCE_CHARS])
     return any(p.search(before) for p in rule.before) or any(p.search(after) for p in rule.after)

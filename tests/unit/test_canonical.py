@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.canonical import (
-    MAX_CHARS,
-    MAX_DECODED_CHARS,
-    MAX_DECODINGS,
-    canonicalise,
-    decoded_variants,
-    decodings,
-)
+from detectors.canonical import MAX_CHARS, canonicalise
+from detectors.decodings import MAX_DECODED_CHARS, MAX_DECODINGS, decoded_variants, decodings
 
 PLAIN = "please keep this short"
 
