@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="havengate", description="A safety gateway for mental-health conversations, OpenAI-compatible."
     )
+    parser.add_argument("--version", action="version", version=f"havengate {version('havengate')}")
     groups = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _serve(groups)
     _store_commands(groups)
