@@ -67,9 +67,11 @@ class Panel:
         if not (math.isfinite(timeout_s) and timeout_s > 0) or cache_entries < 0:
             raise ValueError("timeout_s must be positive and finite, cache_entries not negative")
         self._detectors = tuple(detectors)
+        self._cheap = tuple(one for one in self._detectors if one.info.cheap)
         self._timeout_s = timeout_s
         self._cache_entries = cache_entries
-        self._cache: OrderedDict[bytes, Reading] = OrderedDict()
+        self._cache: OrderedDict[bytes, _Verdicts] = OrderedDict()
+        self._digest = _digest(self._detectors)
         self._observe = observe or (lambda _name, _seconds, _state: None)
 
     @property
@@ -79,28 +81,35 @@ class Panel:
     @property
     def digest(self) -> str:
         """One digest for all that shapes a verdict: the same digest means the same verdicts."""
-        return _digest(self._detectors)
+        return self._digest
 
     async def read(self, passage: Passage, *, only_cheap: bool = False) -> Reading:
         """Return the fused reading of ``passage``; never raises for a detector's fault.
 
-        With ``only_cheap`` the costly detectors are ``skipped``.  A reading in which all that were asked did answer
-        is kept, and given again with the state ``cached``.
+        With ``only_cheap`` the costly detectors are ``skipped``.  Each verdict is kept, so that a whole reading after a
+        cheap one asks only who was not asked before; a reading given again has the state ``cached``.
         """
-        asked = [one for one in self._detectors if one.info.cheap or not only_cheap]
-        states: dict[str, DetectorState] = {one.info.name: "skipped" for one in self._detectors}
-        key = _cache_key(passage, asked)
-        if (kept := self._cache.get(key)) is not None:
-            self._cache.move_to_end(key)
+        asked = self._cheap if only_cheap else self._detectors
+        key = _cache_key(passage, self._digest)
+        kept = self._kept(key)
+        if (reading := kept.readings.get(only_cheap)) is not None:
             for one in asked:
                 self._observe(one.info.name, 0.0, "cached")
-            return kept
-        judgements = await self._ask(asked, passage)
-        states.update({one.info.name: "ran" if one.info.name in judgements else "unavailable" for one in asked})
-        silent = {task for one in asked if one.info.name not in judgements for task in one.info.tasks}
-        reading = fuse(judgements, states, tuple(task for task in _TASKS if task in silent))
-        if len(judgements) == len(asked):
-            self._keep(key, reading)
+            return reading
+        missing = [one for one in asked if one.info.name not in kept.judgements]
+        # What was asked here stays here, too, when nothing is kept for others.
+        kept.judgements.update(await self._ask(missing, passage))
+        answered = {one.info.name: kept.judgements[one.info.name] for one in asked if one.info.name in kept.judgements}
+        states: dict[str, DetectorState] = {one.info.name: "skipped" for one in self._detectors}
+        states.update({one.info.name: "ran" if one.info.name in answered else "unavailable" for one in asked})
+        silent = {task for one in asked if one.info.name not in answered for task in one.info.tasks}
+        reading = fuse(answered, states, tuple(task for task in _TASKS if task in silent))
+        if len(answered) == len(asked):
+            kept.readings[only_cheap] = msgspec.structs.replace(
+                reading, detectors={name: "cached" if state == "ran" else state for name, state in states.items()}
+            )
+            if not only_cheap:
+                kept.judgements.clear()  # the readings hold all that will be asked for
         return reading
 
     async def aclose(self) -> None:
@@ -145,16 +154,29 @@ class Panel:
         self._observe(detector.info.name, time.perf_counter() - started, "unavailable" if judgement is None else "ran")
         return judgement
 
-    def _keep(self, key: bytes, reading: Reading) -> None:
-        if self._cache_entries == 0:
-            return
-        states: dict[str, DetectorState] = {
-            name: "cached" if state == "ran" else state for name, state in reading.detectors.items()
-        }
-        self._cache[key] = msgspec.structs.replace(reading, detectors=states)
-        self._cache.move_to_end(key)
-        while len(self._cache) > self._cache_entries:
-            self._cache.popitem(last=False)
+    def _kept(self, key: bytes) -> _Verdicts:
+        """What is known of a passage; a new, empty place for it where nothing is."""
+        kept = self._cache.get(key)
+        if kept is None:
+            kept = _Verdicts()
+            if self._cache_entries == 0:
+                return kept
+            self._cache[key] = kept
+            if len(self._cache) > self._cache_entries:
+                self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(key)
+        return kept
+
+
+class _Verdicts:
+    """Of one passage: each detector's judgement, and the readings made of them, cheap (True) and whole (False)."""
+
+    __slots__ = ("judgements", "readings")
+
+    def __init__(self) -> None:
+        self.judgements: dict[str, Judgement] = {}
+        self.readings: dict[bool, Reading] = {}
 
 
 def _digest(detectors: Sequence[Detector]) -> str:
@@ -162,9 +184,9 @@ def _digest(detectors: Sequence[Detector]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _cache_key(passage: Passage, asked: Sequence[Detector]) -> bytes:
+def _cache_key(passage: Passage, digest: str) -> bytes:
     # repr() quotes every field, so that no two passages share a form; it also takes lone surrogates.
-    framed = [passage.role, passage.text, [[line.role, line.text] for line in passage.context], _digest(asked)]
+    framed = [passage.role, passage.text, [[line.role, line.text] for line in passage.context], digest]
     return hashlib.sha256(repr(framed).encode("utf-8", "backslashreplace")).digest()
 
 

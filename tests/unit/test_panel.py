@@ -194,6 +194,29 @@ async def test_only_cheap_skips_the_costly_and_is_cached_apart() -> None:
     assert (await panel.read(CALM)).detectors == {"cheap": "ran", "costly": "ran"}
 
 
+async def test_a_whole_reading_after_a_cheap_one_asks_only_the_costly() -> None:
+    grave = answer(Signal("crisis:suicide", 0.9, flagged=True, severity=3))
+    cheap, costly = Plain("cheap", grave, cheap=True), Plain("costly", answer())
+    panel = Panel([cheap, costly], timeout_s=1)
+    await panel.read(CALM, only_cheap=True)
+    assert (await panel.read(CALM)).crisis.severity == 3
+    assert (await panel.read(CALM)).detectors == {"cheap": "cached", "costly": "cached"}
+    assert (cheap.calls, costly.calls) == (1, 1)
+
+
+async def test_a_detector_that_failed_is_asked_again_and_the_others_are_not() -> None:
+    turns = iter([fault(DetectorError("inference", "once")), answer()])
+
+    async def mood(passage: Passage) -> Judgement:
+        return await next(turns)(passage)
+
+    steady, moody = Plain("steady", answer()), Plain("moody", mood)
+    panel = Panel([steady, moody], timeout_s=1)
+    assert (await panel.read(CALM)).detectors == {"steady": "ran", "moody": "unavailable"}
+    assert (await panel.read(CALM)).detectors == {"steady": "ran", "moody": "ran"}
+    assert (steady.calls, moody.calls) == (1, 2)
+
+
 async def test_detectors_run_side_by_side() -> None:
     first, second = asyncio.Event(), asyncio.Event()
 
