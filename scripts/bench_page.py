@@ -1,0 +1,243 @@
+"""The page of ``scripts/overhead.py``, from its report.  Pure, but for ``bench_page.py REPORT.json``, which prints it anew."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+Column = dict[str, Any]
+FLOOR: Final = "Litestar pass-through"
+NULL: Final = "Havengate, null detectors"
+LEXICON: Final = "Havengate, lexicon"
+REAL: Final = "Havengate, as served"
+LITELLM: Final = "LiteLLM, keyword guard"
+LITELLM_ENCODER: Final = "LiteLLM, our encoder"
+IORAILS: Final = "NeMo Guardrails, IORails"
+LLMRAILS: Final = "NeMo Guardrails, LLMRails"
+BEFORE: Final = {NULL: "Havengate before, null detectors", REAL: "Havengate before, as served"}
+
+INTRODUCTION: Final = """# What it costs
+
+`scripts/overhead.py`, {when}, {machine}, one worker each, everything on the loopback interface of one shared machine;
+load average at the start of each round: {load}. One run of {rounds} rounds: all gateways are up at once, in front of one stand-in for
+a model that answers at once (a fixed JSON document, or {chunks} chunks of SSE), and are asked in turn, round after round. Every question
+is about sixty tokens long and new, so that no verdict comes from a cache.
+
+**CPU time** of the serving process and its children, from the kernel's per-process clocks, is the figure to trust here: it counts
+work, where wall time also counts the machine's other guests. A cell is *min / **median** / max* over the rounds.
+
+What "plain" means for Havengate: it asks its model for a stream also when its client does not want one, so as to stop a bad answer
+early; a plain request therefore reads the same chunks as a stream. The other gateways fetch one JSON document for it.
+"""
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{low:.{digits}f} / **{middle:.{digits}f}** / {high:.{digits}f}"
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> str:
+    """Round by round, so that a busy moment of the machine counts on both sides."""
+    return spread([a / b for a, b in zip(over, under, strict=True)], 1) if over and under else "–"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def page(report: dict[str, Any]) -> str:
+    """The whole page as Markdown."""
+    columns: dict[str, Column] = {column["name"]: column for column in report["columns"]}
+    lines = [
+        INTRODUCTION.format(
+            when=report["when"],
+            machine=report["machine"],
+            load=", ".join(f"{value:.1f}" for value in report["load_average"]),
+            rounds=report["rounds"],
+            chunks=32,
+        ),
+        *_set_up(report, columns),
+        *_cost(columns),
+        *_ratios(columns),
+        *_waiting(report, columns),
+        *_before(report, columns),
+        *_goals(columns),
+        *LIMITS,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _set_up(report: dict[str, Any], columns: dict[str, Column]) -> list[str]:
+    light, heavy = report["plans"]["light"], report["plans"]["heavy"]
+    rows = [(column["name"], column["version"], column["said"]) for column in columns.values()]
+    return [
+        "## What was compared",
+        "",
+        *_table(("gateway", "version", "set up"), rows),
+        (
+            f"A round asks each {light['plain']} plain requests and {light['streams']} streams one after another, {light['rated']} plain "
+            f"requests at {light['rate_per_s']} a second, {light['callers']} callers at once for {light['burst_s']:.0f} s, and "
+            f"{light['paced']} streams of a model that says a word every {report['pace_ms']} ms. Of {', '.join(report['heavy'])}, which need tens "
+            f"of CPU ms a request: {heavy['plain']}, {heavy['streams']}, {heavy['rated']} at {heavy['rate_per_s']} a second, "
+            f"{heavy['callers']} for {heavy['burst_s']:.0f} s, {heavy['paced']}."
+        ),
+        "",
+    ]
+
+
+def _cost(columns: dict[str, Column]) -> list[str]:
+    rows = [
+        (
+            column["name"],
+            spread(column["plain_ms"]),
+            spread(column["stream_ms"]),
+            spread(column["busy_ms"]),
+            spread(column["per_s"], 0),
+            (
+                f"{percentile(column['wall_ms'], 0.5):.1f} / {percentile(column['wall_ms'], 0.99):.1f} "
+                f"(n={len(column['wall_ms'])}, {column['rate_per_s']:.0f}/s)"
+            ),
+            f"{column['resident_mib']:.0f}",
+        )
+        for column in columns.values()
+    ]
+    heads = (
+        "gateway",
+        "CPU ms, plain",
+        "CPU ms, 32-chunk stream",
+        "CPU ms, plain, 16 callers",
+        "plain requests a second, 16 callers",
+        "p50 / p99 wall ms, fixed rate",
+        "RSS MiB",
+    )
+    return ["## Cost", "", *_table(heads, rows)]
+
+
+def _ratios(columns: dict[str, Column]) -> list[str]:
+    lines = [
+        "## Ratios",
+        "",
+        "How many times as much CPU each takes as Havengate does; above 1 Havengate is cheaper.",
+        "",
+    ]
+    for own in (NULL, REAL):
+        mine = columns[own]
+        rows = [
+            (
+                column["name"],
+                ratio(column["plain_ms"], mine["plain_ms"]),
+                ratio(column["stream_ms"], mine["stream_ms"]),
+                ratio(column["busy_ms"], mine["busy_ms"]),
+            )
+            for name, column in columns.items()
+            if name not in (own, "no gateway", *BEFORE.values())
+        ]
+        lines += _table((f"against *{own}*", "plain", "stream", "plain, 16 callers"), rows)
+    return lines
+
+
+def _waiting(report: dict[str, Any], columns: dict[str, Column]) -> list[str]:
+    direct = columns["no gateway"]
+    first, gap = statistics.median(direct["first_ms"]), statistics.median(direct["gap_ms"])
+    rows = [
+        (
+            name,
+            spread([value - first for value in column["first_ms"]], 0),
+            spread([value - gap for value in column["gap_ms"]], 0),
+        )
+        for name, column in columns.items()
+        if name != "no gateway"
+    ]
+    return [
+        "## What a reader waits for",
+        "",
+        (
+            f"A word every {report['pace_ms']} ms. Without a gateway the first comes after {first:.0f} ms and the longest wait between two is "
+            f"{gap:.0f} ms; the table says what each gateway adds. A gateway that shows text before it is judged adds least. n = "
+            f"{len(direct['first_ms'])} streams each."
+        ),
+        "",
+        *_table(("gateway", "added to the first word, ms", "added to the longest wait, ms"), rows),
+    ]
+
+
+def _before(report: dict[str, Any], columns: dict[str, Column]) -> list[str]:
+    found = [(now, before) for now, before in BEFORE.items() if before in columns]
+    if not found:
+        return []
+    rows = []
+    for now, before in found:
+        for what, key in (("plain", "plain_ms"), ("stream", "stream_ms"), ("plain, 16 callers", "busy_ms")):
+            old, new = columns[before][key], columns[now][key]
+            rows.append((now, what, spread(old), spread(new), spread([b / a for a, b in zip(old, new, strict=True)])))
+    heads = ("gateway", "request", "CPU ms before", "CPU ms now", "now / before")
+    return ["## Before and after", "", *([report["note"], ""] if report["note"] else []), *_table(heads, rows)]
+
+
+def _goals(columns: dict[str, Column]) -> list[str]:
+    null, real = columns[NULL], columns[REAL]
+
+    def middle(column: Column, key: str) -> float:
+        return statistics.median(column[key])
+
+    def at_most(value: float, bound: float) -> str:
+        return "reached" if value <= bound else "**not reached**"
+
+    rows = [
+        (
+            "gateway tax, plain (null detectors)",
+            "≤ 1.0 ms",
+            f"{middle(null, 'plain_ms'):.2f} ms",
+            at_most(middle(null, "plain_ms"), 1.0),
+        ),
+        (
+            "gateway tax, 32-chunk stream",
+            "≤ 2.0 ms",
+            f"{middle(null, 'stream_ms'):.2f} ms",
+            at_most(middle(null, "stream_ms"), 2.0),
+        ),
+    ]
+    for other, bound, what in (
+        (LITELLM, 12.0, "≥ 12 times less than LiteLLM with a keyword guard"),
+        (IORAILS, 1.0, "level with IORails"),
+    ):
+        for kind, key in (("plain", "plain_ms"), ("stream", "stream_ms")):
+            if other in columns:
+                times = statistics.median([a / b for a, b in zip(columns[other][key], null[key], strict=True)])
+                rows.append((f"{what}, {kind}", f"≥ {bound:.0f}", f"{times:.1f}", at_most(bound, times)))
+    tax = middle(real, "plain_ms") - middle(null, "plain_ms")
+    rows.append(("judging one turn: a 60-token message and its answer", "–", f"{tax:.1f} ms", "–"))
+    rows.append(
+        (
+            "memory without a local model",
+            "≤ 350 MiB",
+            f"{real['resident_mib']:.0f} MiB",
+            at_most(real["resident_mib"], 350),
+        )
+    )
+    return ["## Goals", "", *_table(("goal", "bound", "measured (median)", ""), rows)]
+
+
+LIMITS: Final = (
+    "## What this does not say",
+    "",
+    "- It measures gateways, not how well they judge: see `conformance.md` and `detectors.md`. A keyword guard costs next to nothing and",
+    "  reads next to nothing; the comparison with equal work is *LiteLLM, our encoder*.",
+    "- LiteLLM's guardrail interface is given the whole text so far every few chunks of a stream, without the conversation; ours judges",
+    "  windows with their context, which is more runs of the encoder. So those two rows differ in what is judged, too.",
+    "- A gateway written in a compiled language passes bytes on for about 0.15 ms; no Python gateway will.",
+    "- The client and the stand-in for a model share the cores with the gateway under load: requests a second are a lower bound.",
+)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
