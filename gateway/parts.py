@@ -118,6 +118,7 @@ def limits(settings: Settings) -> Limits:
     return Limits(
         max_messages=settings.server.max_messages,
         max_message_chars=settings.server.max_message_chars,
+        max_total_chars=settings.server.max_total_chars,
         max_tokens_default=settings.persona.default_max_tokens,
         max_tokens_cap=settings.persona.cap_max_tokens,
     )

@@ -62,6 +62,8 @@ class ServerSettings(Section):
     max_messages: int = Field(default=256, ge=1, le=4_096)
     max_message_chars: int = Field(default=32_768, ge=1, le=32_768)
     """Code points; a detector judges at most 32,768 (`detectors.api.Detector.judge`)."""
+    max_total_chars: int = Field(default=65_536, ge=1, le=1_048_576)
+    """Code points of all messages of one request together; each of them is judged."""
     max_streams: int = Field(default=256, ge=1, le=65_536)
     graceful_shutdown_s: float = Field(default=25.0, ge=0.0, le=600.0)
 

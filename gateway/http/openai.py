@@ -114,6 +114,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     max_messages: int
     max_message_chars: int
+    max_total_chars: int
     max_tokens_default: int
     max_tokens_cap: int
 
@@ -211,6 +212,9 @@ def _lines(messages: list[WireMessage], limits: Limits) -> tuple[Line, ...]:
     if ROLES.get(messages[-1].role) != "user":
         raise BadRequest("The last message must have the role 'user'.", param=f"messages[{len(messages) - 1}].role")
     lines = [_line(message, index, limits) for index, message in enumerate(messages)]
+    if sum(len(line.text) for line in lines) > limits.max_total_chars:
+        # Every character is judged: one endless history would keep others waiting for their verdict.
+        raise BadRequest(f"'messages' hold more than {limits.max_total_chars} characters in all.", param="messages")
     return tuple(line for line in lines if line.text)
 
 
