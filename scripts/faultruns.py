@@ -66,6 +66,14 @@ disk when the gateway died; {minutes} min). With none in n, the rate of kills th
 exact). {unwritten} plain turns or turns of care ended while another program held the record: their findings
 are kept, their last audit row is missing and counted in `havengate_store_errors_total`. Seeds: {seeds}.
 """
+STARTED: Final = """## `kill -9` of a first start
+
+A gateway is killed while it makes its home, and started again there; then someone in crisis writes. How far it had come:
+
+{table}
+
+**{broken} broken promises in {n} kills.**
+"""
 LEFT: Final = """## Clients that leave
 
 From the client's closed connection to the model's server noticing that its own was closed, both in one process beside
@@ -81,12 +89,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=300, help=f"kills, at most {MAX_RUNS}")
     parser.add_argument("--leaves", type=int, default=120, help="clients that leave, over all moments")
+    parser.add_argument("--starts", type=int, default=48, help="first starts that are killed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "faults.md")
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
     arguments = parser.parse_args()
-    if not 0 <= arguments.runs <= MAX_RUNS or not 0 <= arguments.leaves <= MAX_RUNS:
-        parser.error(f"--runs and --leaves lie between 0 and {MAX_RUNS}")
+    if not all(0 <= count <= MAX_RUNS for count in (arguments.runs, arguments.starts, arguments.leaves)):
+        parser.error(f"--runs, --starts and --leaves lie between 0 and {MAX_RUNS}")
     os.chdir(ROOT)
     twin = arguments.output.with_suffix(".json")
     page: Page = {"batches": []}
@@ -97,6 +106,8 @@ def main() -> int:
         page["batches"].append(asyncio.run(_batch(seed, min(BATCH, arguments.runs - first))))
         _write(page, twin, arguments.output)
         print(f"{len(_kills(page))} kills, {len(_broken(page))} broken promises", flush=True)  # noqa: T201
+    if arguments.starts:
+        page["starts"] = asyncio.run(_first_starts(arguments.seed, arguments.starts))
     if arguments.leaves:
         page["leaving"] = _leaving(arguments.leaves)
     _write(page, twin, arguments.output)
@@ -119,6 +130,19 @@ async def _batch(seed: int, runs: int) -> Page:
     }
 
 
+async def _first_starts(seed: int, runs: int) -> Page:
+    """Gateways that are killed while they make their home."""
+    rng = random.Random(seed)  # noqa: S311 - moments, not secrets
+    made: Counter[str] = Counter()
+    broken: list[str] = []
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory(prefix="havengate-faults-") as folder:
+            how_far, found = await kills.first_start(Path(folder), rng)
+            made[how_far] += 1
+            broken += found
+    return {"made": dict(made), "broken": broken}
+
+
 def _leaving(runs: int) -> Page:
     """Clients that leave, and how soon the model was let go."""
     with tempfile.TemporaryDirectory(prefix="havengate-faults-") as folder:
@@ -134,7 +158,8 @@ def _kills(page: Page) -> list[Page]:
 
 
 def _broken(page: Page) -> list[str]:
-    return [one for kill in _kills(page) for one in kill["broken"]]
+    broken: list[str] = [one for kill in _kills(page) for one in kill["broken"]]
+    return [*broken, *page.get("starts", {"broken": []})["broken"]]
 
 
 def _write(page: Page, twin: Path, output: Path) -> None:
@@ -143,6 +168,8 @@ def _write(page: Page, twin: Path, output: Path) -> None:
     page["when"] = dt.datetime.now(tz=dt.UTC).date().isoformat()
     twin.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
     parts = [_introduction(page), _killed(page)]
+    if "starts" in page:
+        parts.append(_started(page["starts"]))
     if "leaving" in page:
         parts.append(_left(page["leaving"]))
     output.write_text("\n".join(parts), encoding="utf-8")
@@ -178,6 +205,12 @@ def _killed(page: Page) -> str:
     }
     listed = "".join(f"- {one}\n" for one in sorted(set(_broken(page)))[:MAX_LISTED])
     return KILLED.format(**numbers) + listed
+
+
+def _started(found: Page) -> str:
+    rows = [[name, str(found["made"].get(name, 0))] for name in ("nothing yet", *kills.MADE)]
+    table = _table(["the home holds at most", "kills"], rows)
+    return STARTED.format(table=table, n=sum(found["made"].values()), broken=len(found["broken"]))
 
 
 def _left(found: Page) -> str:

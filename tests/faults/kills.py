@@ -29,6 +29,13 @@ MOMENTS: Final[tuple[Moment, ...]] = get_args(Moment)
 ROOT: Final = Path(__file__).resolve().parents[2]
 LOCKED: Final[tuple[Moment, ...]] = ("owing", "paying")
 """Moments that come about only while another program holds the record."""
+MADE: Final[Mapping[str, str]] = {
+    "a key half written": ".keyring.json.*",
+    "the key": "keyring.json",
+    "a database": record.DATABASE,
+    "a database with its log": f"{record.DATABASE}-wal",
+}
+"""What a first start leaves in its home, in the order in which it does, as patterns of file names."""
 GUESTS: Final = 10
 WITHIN_S: Final = 10.0
 PAID_WITHIN_S: Final = 30.0
@@ -155,6 +162,28 @@ def kill(process: subprocess.Popen[Any]) -> None:
     """``kill -9`` by process id, and wait until it is gone."""
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+async def first_start(folder: Path, rng: random.Random) -> tuple[str, list[str]]:
+    """Kill a gateway while it makes its home; start again.  How far it had come, and every promise that was broken."""
+    home = folder / "home"
+    home.mkdir()
+    (home / "settings.toml").write_text(SETTINGS, encoding="utf-8")
+    house = House(home, os.pathsep.join((str(plugins.install(folder / "site")), str(ROOT))))
+    awaited = rng.choice(("settings.toml", *MADE.values()))
+    starting = _start_unseen(house)
+    try:
+        await _look(lambda: any(home.glob(awaited)))
+        await asyncio.sleep(rng.choice((0.0, 0.0, rng.uniform(0.0, 0.3))))
+    finally:
+        kill(starting)
+    made = next((name for name, pattern in reversed(list(MADE.items())) if any(home.glob(pattern))), "nothing yet")
+    with house.serve() as gateway:
+        visit = visits.Visit("crisis", stream=True, conversation="after the first start")
+        await visits.all_at_once(gateway.base_url, {"crisis": DEV_KEY}, Crowd([visit]))
+        now = await asyncio.to_thread(record.read, home)
+        heard = [] if visit.cared and visit.ended else ["a crisis is not heard"]
+        return made, heard + record.unkept(now, [visit]) + await asyncio.to_thread(house.verify)
 
 
 async def _after(house: House, gateway: Gateway, them: Crowd, left: record.Record) -> list[str]:

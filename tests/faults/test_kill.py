@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kills import House, Moment, Siege
+from tests.faults.kills import House, Moment, Siege, first_start
 
 SEED = 20261125
 AIMED: tuple[Moment, ...] = ("judging", "commit", "first byte", "mid-stream", "owing", "paying")
@@ -25,3 +25,8 @@ async def test_nothing_is_lost_or_doubled_by_a_kill(tmp_path: Path) -> None:
             outcome = await siege.strike(moment, f"visit-{number}")
             assert outcome.broken == [], moment
             assert outcome.phases.total() > 0
+
+
+async def test_a_first_start_that_is_killed_leaves_a_home_that_serves(tmp_path: Path) -> None:
+    _, broken = await first_start(tmp_path, random.Random(SEED))
+    assert broken == []
