@@ -13,13 +13,16 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from litestar import Request, Response, get, post
+from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
+from litestar.handlers.base import BaseRouteHandler
 from litestar.response import Redirect
 from litestar.static_files import create_static_files_router
 
 from detectors.api import Detector
 from gateway.auth.principal import Principal
 from gateway.auth.signin import SESSION_COOKIE, SESSION_LIFE_S, SignIn
+from gateway.errors import NotFound
 from gateway.http.front import Front
 
 _HERE: Final = Path(__file__).parent
@@ -115,4 +118,10 @@ async def login(request: Request[Any, Any, Any], pages: Pages, signin: SignIn) -
 
 def static_files() -> Any:
     """The page's own stylesheet and script."""
-    return create_static_files_router(path="/static", directories=[_HERE / "static"])
+    return create_static_files_router(path="/static", directories=[_HERE / "static"], guards=[_names_a_file])
+
+
+def _names_a_file(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """A null byte is no part of a file's name; the operating system's complaint about it would be a 500."""
+    if "\0" in connection.scope["path"]:
+        raise NotFound("There is nothing here.")

@@ -15,9 +15,10 @@ from typing import Any, Final, Literal
 import msgspec
 from litestar import Response, get
 
+from detectors.fusion import DetectorState
 from gateway import errors
 from gateway.http import exposure, openai
-from gateway.pipeline.state import DetectorState, FinishReason
+from gateway.pipeline.state import FinishReason
 from gateway.policy.decision import Action, Mode, Resource, Stage
 
 Schema = dict[str, Any]

@@ -40,9 +40,9 @@ def body(text: str, **fields: Any) -> bytes:
 
 
 def head(gateway: Gateway, *more: str, line: str = f"POST {CHAT} HTTP/1.1") -> bytes:
-    """Request line, the fields that every request needs, and ``more``."""
-    fields = (line, "host: gateway", f"authorization: Bearer {gateway.key}", "content-type: application/json", *more)
-    return "\r\n".join(fields).encode() + b"\r\n\r\n"
+    """Request line, the fields that every request needs, and ``more``; the gateway closes after its answer."""
+    usual = ("host: gateway", "connection: close", f"authorization: Bearer {gateway.key}")
+    return "\r\n".join((line, *usual, *more)).encode() + b"\r\n\r\n"
 
 
 def request(gateway: Gateway, text: str, **fields: Any) -> bytes:
@@ -52,10 +52,9 @@ def request(gateway: Gateway, text: str, **fields: Any) -> bytes:
 
 
 def send(gateway: Gateway, raw: bytes) -> bytes:
-    """Send it, say that nothing follows, and read whatever comes until the gateway closes the connection."""
+    """Send it, and read whatever comes until the gateway closes the connection."""
     with connect(gateway) as connection:
         connection.sendall(raw)
-        connection.shutdown(socket.SHUT_WR)
         return read_all(connection)
 
 
