@@ -15,7 +15,9 @@ from gateway.http import openai
 from gateway.pipeline.state import Turn
 
 CANARY: Final = "quixotic marmalade"
-LIMITS: Final = openai.Limits(max_messages=4, max_message_chars=64, max_tokens_default=16, max_tokens_cap=32)
+LIMITS: Final = openai.Limits(
+    max_messages=4, max_message_chars=64, max_total_chars=160, max_tokens_default=16, max_tokens_cap=32
+)
 CALLER: Final = openai.Caller(app_id="key", mode="assistant", region="IE")
 EXAMPLES: Final = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -100,6 +102,7 @@ def check_bounded(turn: Turn) -> None:
     assert turn.last.text.strip()
     assert len(turn.lines) <= LIMITS.max_messages
     assert all(0 < len(line.text) <= LIMITS.max_message_chars for line in turn.lines)
+    assert sum(len(line.text) for line in turn.lines) <= LIMITS.max_total_chars
     assert msgspec.json.encode(turn), "every character can be sent on"
     assert (turn.app_id, turn.mode) == ("key", "assistant")
     asked = turn.sampling
