@@ -67,6 +67,7 @@ _LEET: Final = str.maketrans("013457@$!", "oieastasi")
 _LEET_CLASS: Final = "013457@$!"
 # A whole run of letters and signs, unless an address goes on after it.
 _LEET_TOKEN: Final = re.compile(f"(?<![^\\W_]|[@$!])[A-Za-z{_LEET_CLASS}]++(?![^\\W_]|[.@]\\w)")
+_LEET_ANY: Final = re.compile(f"[{_LEET_CLASS}][A-Za-z]")
 _LEET_INSIDE: Final = re.compile(f"(?<=[A-Za-z])[{_LEET_CLASS}]{{1,2}}(?=[A-Za-z])")
 _LEET_LAST: Final = re.compile(f"(?<=[A-Za-z])[{_LEET_CLASS}]{{1,2}}$")
 _LEET_FIRST: Final = re.compile("^[013457@$]{1,2}(?=[A-Za-z])")
@@ -156,7 +157,7 @@ def _fold(text: str) -> tuple[str, Sequence[int], Sequence[int], bool]:
 
 
 def _part_scored(text: str) -> str:
-    return _SCORED.sub(lambda match: " " * len(match.group()), text)
+    return _SCORED.sub(lambda match: " " * len(match.group()), text) if "_" in text else text
 
 
 def _join_spaced(text: str) -> str:
@@ -212,9 +213,9 @@ def _latinise_mixed(match: re.Match[str]) -> str:
 
 
 def _unleet(text: str) -> str:
-    disguised = sum(map(_is_disguised, _LEET_TOKEN.findall(text)))
-    if not disguised:
+    if not _LEET_ANY.search(text):  # most text: what follows costs ten times as much
         return text
+    disguised = sum(map(_is_disguised, _LEET_TOKEN.findall(text)))
     return _LEET_TOKEN.sub(_unleet_all if disguised > 1 else _unleet_token, text)
 
 

@@ -118,7 +118,8 @@ def _views(passage: Passage) -> Iterator[View]:
         raise DetectorError("inference", f"lexicon: a passage of more than {canonical.MAX_CHARS} code points")
     yield view_of(form.text, form.to_raw)
     if form.changed:
-        yield view_of(text, Span)
+        # As typed, but for the apostrophe: a denial ("don't") must be seen in both readings.
+        yield view_of(text.replace("\u2019", "'"), Span)
     if (together := together_of(form.text, form.to_raw)) is not None:
         yield together
     for found in decodings.decodings(text):

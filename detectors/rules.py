@@ -135,8 +135,10 @@ _MIN_TOGETHER: Final = 9
 """Letters of a phrase found inside a longer word: shorter ones stand in harmless words."""
 
 
-def _dense(text: str) -> str:
-    return _DOUBLED.sub(r"\1", text.translate(_SEPARATORS))
+def _needs(source: Sequence[str]) -> tuple[str, ...]:
+    """Without blanks, as they stand in `View.dense`; a letter that meets itself where a blank was may be folded there."""
+    apart = [fold(need)[0].translate(_SEPARATORS) for need in source]
+    return tuple(dict.fromkeys([*apart, *(fold(need)[0] for need in apart)]))
 
 
 def view_of(text: str, outer: Callable[[int, int], Span], not_before: int = 0) -> View:
@@ -147,14 +149,14 @@ def view_of(text: str, outer: Callable[[int, int], Span], not_before: int = 0) -
         return outer(places[start], places[end - 1] + 1)
 
     start = next((index for index, place in enumerate(places) if place >= not_before), 0) if not_before else 0
-    return View(key, _dense(key), back, start)
+    return View(key, key.translate(_SEPARATORS), back, start)
 
 
 def together_of(text: str, outer: Callable[[int, int], Span]) -> View | None:
     """A view of the long words of ``text``, in which phrases may have been written without blanks; None without any."""
     low = text.lower()
     runs = tuple(match.span() for match in _RUN.finditer(low))
-    return View(low, _dense(low), outer, runs=runs) if runs and len(low) == len(text) else None
+    return View(low, fold(low)[0].translate(_SEPARATORS), outer, runs=runs) if runs and len(low) == len(text) else None
 
 
 def _squeeze_pattern(source: str) -> str:
@@ -226,7 +228,7 @@ def _compile_rule(compiler: _Compiler, rule: RuleSource) -> Rule:
     return Rule(
         id=rule.id,
         output=rule.labels[:1] != () and rule.labels[0].startswith("output:"),
-        needs=tuple(_dense(need.lower()) for need in rule.needs),
+        needs=_needs(rule.needs),
         pattern=compiler.phrases(
             rule.id,
             rule.phrases,
