@@ -96,10 +96,11 @@ class Panel:
             for one in asked:
                 self._observe(one.info.name, 0.0, "cached")
             return reading
-        missing = [one for one in asked if one.info.name not in kept.judgements]
-        # What was asked here stays here, too, when nothing is kept for others.
-        kept.judgements.update(await self._ask(missing, passage))
-        answered = {one.info.name: kept.judgements[one.info.name] for one in asked if one.info.name in kept.judgements}
+        # A copy: a reading of the same passage beside this one may be done first, and clear what was kept.
+        known = dict(kept.judgements)
+        known |= await self._ask([one for one in asked if one.info.name not in known], passage)
+        kept.judgements.update(known)
+        answered = {one.info.name: known[one.info.name] for one in asked if one.info.name in known}
         states: dict[str, DetectorState] = {one.info.name: "skipped" for one in self._detectors}
         states.update({one.info.name: "ran" if one.info.name in answered else "unavailable" for one in asked})
         silent = {task for one in asked if one.info.name not in answered for task in one.info.tasks}

@@ -135,6 +135,16 @@ async def test_a_verdict_that_failed_is_asked_for_again(tmp_path: Path, installe
         assert (await visit(house, "hello")).text == "".join(BENIGN)
 
 
+async def test_people_who_write_the_same_at_once_are_each_heard_in_full(tmp_path: Path, installed: None) -> None:
+    """Their readings run side by side over one slow detector; none may take the other's verdicts away."""
+    options = {"least_s": 0.0, "most_s": 0.05}
+    (slow,) = await load_detectors({"pondering": DetectorSettings(kind="pondering", options=options)})
+    async with home(tmp_path, SPEECH) as it, before(it, slow) as house:
+        visits = await asyncio.gather(*(visit(house, CRISIS) for _ in range(8)))
+        assert {got.closed.decision.severity for got in visits} == {3}
+        assert all("unavailable" not in got.closed.detectors.values() for got in visits)
+
+
 # --- the trained encoder ---------------------------------------------------------------------------
 
 
