@@ -192,6 +192,15 @@ async def test_an_answer_without_an_end_is_a_failed_one(column: Column) -> None:
         assert got.closed.backend_error == "protocol"
 
 
+async def test_what_comes_after_the_end_is_not_said(column: Column) -> None:
+    async with home(column, speech(*BENIGN)) as it:
+        late = Chunk("[harm secrecy] and more of it. ")
+        careless: Any = Careless(Chunk("This is all there is. "), Chunk(finish_reason="stop"), late)
+        careless.info = it.backend.info
+        got = await visit(with_parts(it, backend=careless), "hello")
+        assert (got.text, got.closed.finish_reason) == ("This is all there is. ", "stop")
+
+
 async def test_half_a_character_from_a_plug_in_does_not_break_the_stream(column: Column) -> None:
     async with home(column, speech(*BENIGN)) as it:
         careless: Any = Careless(Chunk("Fine \ud83d. "), Chunk(finish_reason="stop"))

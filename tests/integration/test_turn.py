@@ -240,6 +240,18 @@ async def test_a_harm_in_any_window_never_leaves(column: Column, position: int) 
         assert visit.closed.finish_reason == "content_filter"
 
 
+async def test_a_harmful_phrase_is_caught_wherever_the_stream_is_cut(column: Column) -> None:
+    text = "".join(TURNS_HALF_WAY)
+    start = text.index("[harm")
+    cuts = [(text[:at], text[at:]) for at in range(start - 2, start + len("[harm secrecy]") + 2)]
+    async with home(column, *(speech(*cut, match=f"number {n}.") for n, cut in enumerate(cuts))) as it:
+        for n in range(len(cuts)):
+            visit = await it.visit(f"number {n}.")
+            assert visit.text.startswith("It is good that you wrote. ")
+            assert "[" not in visit.text
+            assert visit.closed.finish_reason == "content_filter"
+
+
 async def test_verdicts_do_not_depend_on_how_the_backend_chunks(column: Column) -> None:
     text = "".join(TURNS_HALF_WAY)
     texts = set()

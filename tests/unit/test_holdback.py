@@ -72,6 +72,26 @@ def test_a_cut_in_mid_sentence_is_judged_with_what_follows(text: str) -> None:
             assert window.judged_to - window.end >= RULES.lookahead_chars or not is_cluster_boundary(text, window.end)
 
 
+@given(
+    st.lists(st.text(alphabet="abcdef", min_size=1, max_size=9), min_size=1, max_size=60),
+    st.integers(0, 400),
+    st.integers(1, RULES.lookahead_chars),
+    st.lists(st.integers(0, 400), max_size=20),
+)
+def test_no_part_of_a_phrase_leaves_before_a_verdict_on_all_of_it(
+    words: list[str], at: int, length: int, cuts: list[int]
+) -> None:
+    text = " ".join(words)
+    start = min(at, len(text))
+    end = min(start + length, len(text))
+    judged_to = 0
+    for window in windows(text, cuts):
+        judged_to = max(judged_to, window.judged_to)
+        if window.end > start:
+            assert judged_to >= end
+            break
+
+
 def test_nothing_is_cut_before_the_next_character_is_known() -> None:
     assert next_window("It is good. ", 0, RULES, finished=False) is None
     assert next_window("It is good. N", 0, RULES, finished=False) == Window(0, 12, 0, 12)
