@@ -281,7 +281,8 @@ def test_a_conversation_is_not_locked_for_ever(scripted_gateway: Gateway, stream
     first = chat(scripted_gateway, CRISIS, stream=stream, metadata=metadata)
     levels = [first.havengate["severity"]]
     while levels[-1] > 0 and len(levels) < 32:
-        levels.append(chat(scripted_gateway, EVERYDAY, stream=stream, metadata=metadata).havengate["severity"])
+        said = f"{EVERYDAY} ({len(levels)})"
+        levels.append(chat(scripted_gateway, said, stream=stream, metadata=metadata).havengate["severity"])
     assert levels == sorted(levels, reverse=True), "a quiet turn never raises"
     assert levels[-1] == 0
     assert levels.count(levels[0]) > 1, "one quiet turn does not end a crisis"
