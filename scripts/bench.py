@@ -1,7 +1,7 @@
 """Measure the gateway on this machine and write ``docs/results/bench.{json,md}``.  Run by ``make bench``.
 
 What is measured is the gateway, not a model: a scripted backend answers at once, in some thirty chunks of a token, and every message is
-new, so that no verdict comes from the cache.  CPU time is read from ``/proc`` of the serving process; it counts the
+new, so that no verdict comes from the cache.  CPU time is the serving process's own (`bench_load.cpu_s`); it counts the
 work, where wall time would count the machine's other guests too.  Each median carries its n and a 95 % bootstrap interval.
 """
 
@@ -25,11 +25,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from bench_load import QUESTION, cpu_s, resident_mib
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "docs" / "results"
 KEY: Final = "bench-key-for-one-run"
 READY_WITHIN_S: Final = 60.0
-TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
 BATCHES, BATCH, STARTS, VERDICTS, RESAMPLES = 20, 10, 5, 200, 2_000
 REPLY: Final = (
     "Start with the leeks, they want slow heat and a little butter. Add the potatoes and the stock after ten minutes, "
@@ -37,11 +38,6 @@ REPLY: Final = (
 )
 CHUNKS: Final = tuple(REPLY[at : at + 5] for at in range(0, len(REPLY), 5))
 """About a token each, as a model would send them."""
-SIXTY_TOKENS: Final = (
-    "I have been thinking about what to cook this weekend for my family, maybe a potato and leek soup with bread, "
-    "because the weather turned cold and everyone comes home tired from work and school; could you tell me in which "
-    "order to do things so that it is ready by seven, please? This is question number {n}."
-)
 Row = dict[str, Any]
 
 
@@ -57,19 +53,6 @@ def summary(name: str, unit: str, values: list[float]) -> Row:
         "low": medians[int(0.025 * RESAMPLES)],
         "high": medians[int(0.975 * RESAMPLES) - 1],
     }
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_S
-
-
-def resident_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("this system does not report VmRSS")
 
 
 def free_port() -> int:
@@ -121,7 +104,7 @@ def is_ready(port: int) -> bool:
 
 def ask(connection: http.client.HTTPConnection, number: int, *, stream: bool) -> float:
     """One chat request, read to its end.  Returns seconds to the first byte of the body."""
-    message = {"role": "user", "content": SIXTY_TOKENS.format(n=number)}
+    message = {"role": "user", "content": QUESTION.format(n=number)}
     body = json.dumps({"model": "havengate", "messages": [message], "stream": stream})
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     began_s = time.perf_counter()
@@ -166,7 +149,7 @@ async def verdicts() -> list[float]:
     spent_ms = []
     for number in range(VERDICTS + 1):
         before_s = time.process_time()
-        reading = await panel.read(Passage(SIXTY_TOKENS.format(n=number)))
+        reading = await panel.read(Passage(QUESTION.format(n=number)))
         if reading.unavailable_tasks:
             raise RuntimeError("a detector did not answer")
         if number:

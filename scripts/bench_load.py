@@ -19,10 +19,10 @@ import aiohttp
 
 QUESTION: Final = (
     "I have been thinking about what to cook this weekend for my family, maybe a potato and leek soup with bread, "
-    "because the weather turned cold and everyone comes home tired from work and school; could you tell me in which "
-    "order to do things so that it is ready by seven, please? This is question number {n}."
+    "because the weather turned cold and everyone comes home tired from work; could you tell me in which order to do "
+    "things so that it is ready by seven? Question {n}."
 )
-"""About sixty tokens; the number makes each one new, so that no verdict comes from a cache."""
+"""58 tokens of our encoder's; the number makes each one new, so that no verdict comes from a cache."""
 REQUEST_WITHIN_S: Final = 60.0
 _NUMBERS: Final = itertools.count(1)
 _CPUCLOCK_SCHED: Final = 2

@@ -47,8 +47,8 @@ class Plan:
     burst_s: float
 
 
-LIGHT: Final = Plan(plain=120, streams=120, paced=3, rate_per_s=20, rated=60, callers=16, burst_s=3.0)
-HEAVY: Final = Plan(plain=25, streams=25, paced=3, rate_per_s=5, rated=20, callers=16, burst_s=4.0)
+LIGHT: Final = Plan(plain=100, streams=100, paced=3, rate_per_s=20, rated=60, callers=16, burst_s=2.0)
+HEAVY: Final = Plan(plain=25, streams=25, paced=3, rate_per_s=5, rated=20, callers=16, burst_s=3.0)
 
 
 @dataclass

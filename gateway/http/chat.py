@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -142,36 +143,21 @@ async def _ended(frames: AsyncGenerator[bytes, None], lease: Lease | None) -> As
             lease.end()
 
 
-async def _unless_gone(request: Request[Any, Any, Any], work: Awaitable[T]) -> T:
+async def _unless_gone(request: Request[Any, Any, Any], work: Coroutine[Any, Any, T]) -> T:
     """Do the work unless the client leaves first; then cancel it and raise `ClientGone`.
 
     Litestar does not cancel a handler whose client has gone (litestar#3984), so the wait is ours.
     """
-    result: list[T] = []
 
-    async def _work(group: anyio.abc.TaskGroup) -> None:
-        result.append(await work)
-        group.cancel_scope.cancel()
-
-    async def _watch(group: anyio.abc.TaskGroup) -> None:
+    async def _watch(scope: anyio.CancelScope) -> None:
         # The body has been read whole, so what comes next can only be the disconnect.
         if (await request.receive())["type"] == "http.disconnect":
-            group.cancel_scope.cancel()
+            scope.cancel()
 
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(_work, group)
-            group.start_soon(_watch, group)
-    except BaseExceptionGroup as errors:
-        raise _first(errors) from None
-    if not result:
-        raise ClientGone
-    return result[0]
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error behind a task group in which only one task can fail."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    with anyio.CancelScope() as scope:
+        watch = asyncio.create_task(_watch(scope), name="client gone")
+        try:
+            return await work
+        finally:
+            watch.cancel()
+    raise ClientGone

@@ -70,6 +70,8 @@ class Speculation:
 
     async def abort(self) -> None:
         """End the call.  Safe to call more than once."""
+        if self._pump_task.done():
+            return
         self._pump_task.cancel()
         await asyncio.wait({self._pump_task}, timeout=ABORT_WITHIN_S)
 

@@ -30,6 +30,8 @@ class OpenSpan:
 
     def set(self, attributes: dict[str, Any]) -> None:
         """Add attributes; names outside `names.SPAN_ATTRIBUTES` and unset values are dropped."""
+        if not self._span.is_recording():
+            return
         for name, value in safe_fields(attributes, SPAN_ATTRIBUTES).items():
             if value is not None:
                 self._span.set_attribute(name, value)
