@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -38,6 +39,9 @@ def _selectors(text: str) -> str:
         ("p l e a s e s t o p", "pleasestop"),
         ("p.l.e.a.s.e s-t-o-p", "please stop"),
         ("pl3as3 st0p", "please stop"),
+        ("d0 y0u w4nt t0 3nd th1s", "do you want to end this"),
+        ("please_stop__it", "please stop it"),
+        ("p_l_e_a_s_e", "please"),
         ("p1e4se.", "piease."),
         ("pleeeeease stoooop", "pleease stoop"),
         ("\U0001d4f9\U0001d4f5\U0001d4ee\U0001d4ea\U0001d4fc\U0001d4ee ⓢⓣⓞⓟ", "please stop"),
@@ -66,6 +70,8 @@ def test_disguises_are_undone(raw: str, canonical: str) -> None:
         "Take 10mg at 3pm, covid19 shot, mp3 player, h2o, b2b.",
         "write to someone@example.com",
         "Thanks!see you tomorrow",
+        "3rd floor, 4th door, g4 again: t0 is the start",
+        "_emphasis_ and __init__",
         "Plan A, plan B, plan C.",
         "a b c",
         "1 2 3 4 5 6",
@@ -163,6 +169,49 @@ def test_one_level_of_encoding_is_read(carrier: str) -> None:
     assert text[found.span.start : found.span.end] in carrier
 
 
+@pytest.mark.parametrize(
+    "carrier",
+    [
+        "".join(f"&#{ord(char)};" for char in PLAIN),
+        "".join(f"&#x{ord(char):X};" for char in PLAIN),
+        "".join(f"\\u{ord(char):04x}" for char in PLAIN),
+        "".join(f"\\x{ord(char):02x}" for char in PLAIN),
+        PLAIN.replace("k", "&#107;"),
+        PLAIN.replace("k", "\\u{6b}"),
+        PLAIN.replace("k", "%u006B"),
+        PLAIN.replace(" ", "&nbsp;"),
+    ],
+)
+def test_escaped_characters_are_read_with_the_words_around_them(carrier: str) -> None:
+    (found,) = decodings(f"hello {carrier} there")
+    assert found.text == f"hello {PLAIN} there"
+    assert (found.span.start, found.span.end) == (0, len(f"hello {carrier} there"))
+
+
+def test_escapes_far_apart_are_read_apart_and_a_false_one_is_a_blank() -> None:
+    far = "x" * 400
+    first, second = decodings(f"&#112;lease{far}s&#116;op \\ud800 \\u{{ffffff}} &#9999999;")
+    assert first.text.startswith("please")
+    assert second.text.strip("x").startswith("stop")
+    assert second.text.isprintable()
+    assert first.span.end < second.span.start
+
+
+def test_only_one_level_is_undone() -> None:
+    twice = base64.b64encode(base64.b64encode(PLAIN.encode()))
+    assert PLAIN not in decoded_variants(twice.decode())
+
+
+@pytest.mark.parametrize("turn", [lambda s: s[::-1], lambda s: " ".join(w[::-1] for w in s.split(" "))])
+def test_a_sentence_backwards_is_read_among_others(turn: Callable[[str], str]) -> None:
+    sentence = "I want the keys to my house"
+    text = f"The soup is good. {turn(sentence)}. It is late."
+    found = decodings(text)
+    assert sentence in [one.text.strip() for one in found]
+    assert {text[one.span.start : one.span.end].strip() for one in found} == {turn(sentence)}
+    assert decodings(f"The soup is good. {sentence}. It is late.") == ()
+
+
 def test_rot13_is_read_and_only_when_it_reads_better_than_the_text() -> None:
     sentence = "I want the keys to my house"
     assert decoded_variants(codecs.encode(sentence, "rot13")) == (sentence,)
@@ -183,7 +232,28 @@ def test_noise_is_not_decoded(text: str) -> None:
     assert decoded_variants(text) == ()
 
 
-@pytest.mark.parametrize("unit", ["a", "a ", "a1", "a!", "a\u0301", "\u0301", "а1 ", "a.@", "%41", "4a", " ", "\ufe00"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "a",
+        "a ",
+        "a1",
+        "a!",
+        "a\u0301",
+        "\u0301",
+        "а1 ",
+        "a.@",
+        "%41",
+        "4a",
+        " ",
+        "\ufe00",
+        "a_",
+        "w4nt t0 ",
+        "&#97;",
+        "\\u0061 ",
+        "ot ",
+    ],
+)
 def test_long_adversarial_texts_come_back(unit: str) -> None:
     """The suite's time limit is the judge: a quadratic stage takes minutes here."""
     raw = (unit * MAX_CHARS)[:MAX_CHARS]
