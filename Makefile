@@ -29,8 +29,9 @@ lint: setup-test  ## Check style, formatting and the import contract
 types: setup-test  ## Check types (mypy --strict)
 	@$(BIN)/mypy
 
-bench: setup-test  ## Measure the gateway and write docs/results/
+bench: setup-test  ## Measure the gateway and write docs/results/ (LITELLM=VENV NEMO=VENV: beside others)
 	@$(BIN)/python scripts/bench.py
+	@$(BIN)/python scripts/overhead.py $(if $(LITELLM),--litellm $(LITELLM)) $(if $(NEMO),--nemo $(NEMO))
 
 clean:  ## Remove .venv, caches and set-up logs; .havengate (your data) stays
 	@rm -rf .venv tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,9 +1,9 @@
 """Measure what each gateway costs, beside others, in one run; write ``docs/results/overhead.{json,md}``.
 
 ``scripts/overhead.py [--litellm VENV] [--nemo VENV] [--earlier TREE] [--rounds N]``: each VENV is a virtual environment with the
-product in it (``litellm[proxy]``, ``nemoguardrails[server]``), TREE an earlier checkout of this repository.  All gateways run at the
-same time in front of one stand-in for a model, on the loopback interface, and are asked in turn, round after round, so that
-a busy moment of the machine meets all of them.  Ratios are taken within a round.
+product in it (``litellm[proxy]``, ``nemoguardrails[server]``; without both the page is only printed), TREE an earlier checkout of
+this repository.  All gateways run at the same time in front of one stand-in for a model, on the loopback interface, and are asked
+in turn, round after round, so that a busy moment of the machine meets all of them.  Ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -150,6 +150,10 @@ def main() -> int:
         "pace_ms": PACE_MS,
         "columns": [asdict(column) for column in columns],
     }
+    if not (given.litellm and given.nemo):
+        sys.stdout.write(bench_page.page(report))
+        say("not written: the page is for a run beside the other gateways (--litellm, --nemo)")
+        return 0
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "overhead.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (RESULTS / "overhead.md").write_text(bench_page.page(report), encoding="utf-8")
