@@ -15,13 +15,13 @@ from typing import Final
 from detectors.api import Span
 from detectors.canonical import MAX_CHARS
 
-MAX_DECODINGS: Final = 16
-MAX_DECODED_CHARS: Final = 4_096
-_BASE64: Final = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{8,5464}={0,2}(?![A-Za-z0-9+/_=-])")
-_HEX: Final = re.compile(r"(?<![0-9A-Fa-f])(?:[0-9A-Fa-f]{2}[ :]?){4,4096}[0-9A-Fa-f]{2}(?![0-9A-Fa-f])")
-_PERCENT: Final = re.compile(r"(?<![^\s%])[^\s%]{0,64}(?:%[0-9A-Fa-f]{2}[^\s%]{0,64}){2,512}")
-_TAGS: Final = re.compile("[\U000e0020-\U000e007e]{4,4096}")
-_SELECTORS: Final = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,4096}")
+MAX_DECODINGS: Final = 64
+"""As many as this may not be all: a detector that gets them must answer "unavailable", for the rest was not judged."""
+_BASE64: Final = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{8,}+={0,2}(?![A-Za-z0-9+/_=-])")
+_HEX: Final = re.compile(r"(?<![0-9A-Fa-f])(?:[0-9A-Fa-f]{2}[ :]?){4,}[0-9A-Fa-f]{2}(?![0-9A-Fa-f])")
+_PERCENT: Final = re.compile(r"(?<![^\s%])[^\s%]{0,64}(?:%[0-9A-Fa-f]{2}[^\s%]{0,64}){2,}")
+_TAGS: Final = re.compile("[\U000e0020-\U000e007e]{4,}")
+_SELECTORS: Final = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,}")
 # One character each: HTML entities, and the escapes of JSON, JavaScript and Python.
 _ESCAPE: Final = re.compile(
     r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});|[\\%]u(?:[0-9A-Fa-f]{4}|\{[0-9A-Fa-f]{1,6}\})|\\x[0-9A-Fa-f]{2}"
@@ -56,9 +56,9 @@ def decoded_variants(text: str) -> tuple[str, ...]:
 def decodings(text: str) -> tuple[Decoding, ...]:
     """Undo one level of base64, hex, URL, HTML and JSON escapes, Unicode tags, variation-selector bytes, rot13, reversal.
 
-    Reads the *raw* text, at most `MAX_CHARS` of it; gives at most `MAX_DECODINGS` results of at most `MAX_DECODED_CHARS`
-    each.  Bytes count only when they are printable and look like words, rot13 and reversal (of a sentence, or of each
-    of its words) only when more words of theirs are common ones than before.  Never raises.
+    Reads the *raw* text, at most `MAX_CHARS` of it; gives at most `MAX_DECODINGS` results, together no longer than a few
+    times the text.  Bytes count only when they are printable and look like words, rot13 and reversal (of a sentence, or
+    of each of its words) only when more words of theirs are common ones than before.  Never raises.
     """
     found: list[Decoding] = []
     for one in _all(text[:MAX_CHARS]):
@@ -72,7 +72,7 @@ def _all(raw: str) -> Iterator[Decoding]:
     yield from _unescaped(raw)
     for pattern, decode in _DECODERS:
         for match in pattern.finditer(raw):
-            plain = decode(match.group())[:MAX_DECODED_CHARS]
+            plain = decode(match.group())
             if _looks_like_words(plain):
                 yield Decoding(plain, Span(match.start(), match.end()))
     yield from _turned(raw)
@@ -83,12 +83,10 @@ def _unescaped(raw: str) -> Iterator[Decoding]:
     found = list(_ESCAPE.finditer(raw))
     first = 0
     for index, match in enumerate(found):
-        last = index + 1 == len(found) or found[index + 1].start() - match.end() > 2 * _AROUND
-        full = match.end() - found[first].start() > MAX_DECODED_CHARS - 2 * _AROUND
-        if last or full:
+        if index + 1 == len(found) or found[index + 1].start() - match.end() > 2 * _AROUND:
             start = max(found[first].start() - _AROUND, 0)
             end = min(match.end() + _AROUND, len(raw))
-            yield Decoding(_ESCAPE.sub(_character, raw[start:end])[:MAX_DECODED_CHARS], Span(start, end))
+            yield Decoding(_ESCAPE.sub(_character, raw[start:end]), Span(start, end))
             first = index + 1
 
 
@@ -103,14 +101,19 @@ def _character(match: re.Match[str]) -> str:
 
 
 def _turned(raw: str) -> Iterator[Decoding]:
+    """One text for each way, of all sentences that read better so."""
+    ways: dict[int, list[tuple[str, int, int]]] = {}
     for match in _SENTENCE.finditer(raw):
         sentence = match.group()
         common, words = _common_words(sentence)
         if common * 6 >= words and common > 1:
             continue
-        for plain in (sentence.translate(_ROT13), sentence[::-1], " ".join(w[::-1] for w in sentence.split(" "))):
+        turned = (sentence.translate(_ROT13), sentence[::-1], " ".join(word[::-1] for word in sentence.split(" ")))
+        for way, plain in enumerate(turned):
             if _common_words(plain)[0] > max(common, 1):
-                yield Decoding(plain, Span(match.start(), match.end()))
+                ways.setdefault(way, []).append((plain, match.start(), match.end()))
+    for found in ways.values():
+        yield Decoding(".\n".join(plain for plain, _, _ in found), Span(found[0][1], found[-1][2]))
 
 
 def _common_words(text: str) -> tuple[int, int]:

@@ -83,7 +83,7 @@ class LexiconDetector:
     async def judge(self, passage: Passage) -> Judgement:
         """Return a flagged signal for each label some rule supports; nothing at all where no rule speaks.
 
-        Raises `DetectorError` ("inference") for a passage too long to be read whole.
+        Raises `DetectorError` ("inference") for a passage too long, or with too many encoded parts, to be read whole.
         """
         output = passage.role == "assistant"
         views = tuple(_views(passage))
@@ -122,8 +122,13 @@ def _views(passage: Passage) -> Iterator[View]:
         yield view_of(text.replace("\u2019", "'"), Span)
     if (together := together_of(form.text, form.to_raw)) is not None:
         yield together
-    for found in decodings.decodings(text):
+    hidden = decodings.decodings(text)
+    if len(hidden) == decodings.MAX_DECODINGS:
+        raise DetectorError("inference", "lexicon: a passage with more encoded parts than are read")
+    for found in hidden:
         inner = canonical.canonicalise(found.text)
+        if inner.truncated:
+            raise DetectorError("inference", "lexicon: an encoded part too long to be read whole")
         yield view_of(inner.text, _always(found.span))
     previous = next((line.text for line in reversed(passage.context) if line.role == passage.role), "")
     if previous and passage.role == "user":

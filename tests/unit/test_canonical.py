@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.canonical import MAX_CHARS, canonicalise
-from detectors.decodings import MAX_DECODED_CHARS, MAX_DECODINGS, decoded_variants, decodings
+from detectors.decodings import MAX_DECODINGS, decoded_variants, decodings
 
 PLAIN = "please keep this short"
 
@@ -146,8 +146,8 @@ def test_output_and_decodings_are_bounded(piece: str, times: int) -> None:
     raw = piece * times
     assert len(canonicalise(raw).text) <= MAX_CHARS
     found = decodings(raw)
-    assert len(found) <= MAX_DECODINGS + 1
-    assert all(len(one.text) <= MAX_DECODED_CHARS and 0 <= one.span.start <= one.span.end <= len(raw) for one in found)
+    assert len(found) <= MAX_DECODINGS
+    assert all(len(one.text) <= 2 * MAX_CHARS and 0 <= one.span.start <= one.span.end <= len(raw) for one in found)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,14 @@ def test_escapes_far_apart_are_read_apart_and_a_false_one_is_a_blank() -> None:
     assert second.text.strip("x").startswith("stop")
     assert second.text.isprintable()
     assert first.span.end < second.span.start
+
+
+def test_a_long_carrier_is_read_to_its_end() -> None:
+    text = "please keep on reading this " * 600 + PLAIN
+    for carrier in (base64.b64encode(text.encode()).decode(), text.encode().hex()[:MAX_CHARS]):
+        (found,) = decodings(carrier)
+        assert found.text == text[: len(found.text)]
+        assert len(found.text) > 16_000
 
 
 def test_only_one_level_is_undone() -> None:

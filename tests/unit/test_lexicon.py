@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import contextlib
 import hashlib
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from detectors import lexicon as module
 from detectors.api import Detector, DetectorError, Judgement, Line, Passage, Role
 from detectors.canonical import MAX_CHARS
+from detectors.decodings import MAX_DECODINGS
 from detectors.lexicon import LexiconConfig, LexiconDetector
 
 BUNDLED = Path(module.__file__).with_name("data") / "lexicon.toml"
@@ -336,6 +338,14 @@ async def test_what_cannot_be_read_whole_is_not_judged(lexicon: LexiconDetector)
     with pytest.raises(DetectorError) as caught:
         await lexicon.judge(Passage("a b " * MAX_CHARS))
     assert caught.value.reason == "inference"
+    expands = base64.b64encode(("\ufdfa" * 1_900).encode()).decode()
+    with pytest.raises(DetectorError) as caught:
+        await lexicon.judge(Passage(expands))
+    assert caught.value.reason == "inference"
+    many = " ".join(base64.b64encode(f"please read {word}".encode()).decode() for word in range(MAX_DECODINGS + 1))
+    with pytest.raises(DetectorError) as caught:
+        await lexicon.judge(Passage(many))
+    assert caught.value.reason == "inference"
 
 
 @pytest.mark.parametrize(
@@ -365,7 +375,8 @@ async def test_matching_is_linear(lexicon: LexiconDetector, unit: str) -> None:
     """The suite's time limit is the judge: a backtracking phrase would take hours here."""
     text = (unit * MAX_CHARS)[:MAX_CHARS]
     for role in ("user", "assistant"):
-        await lexicon.judge(Passage(text, role, (Line(role, text),)))
+        with contextlib.suppress(DetectorError):  # thousands of encoded parts are not read, and that is told
+            await lexicon.judge(Passage(text, role, (Line(role, text),)))
 
 
 @settings(max_examples=200, deadline=None)
