@@ -19,7 +19,7 @@ LIMITS: Final = openai.Limits(
     max_messages=4, max_message_chars=64, max_total_chars=160, max_tokens_default=16, max_tokens_cap=32
 )
 CALLER: Final = openai.Caller(app_id="key", mode="assistant", region="IE")
-EXAMPLES: Final = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES: Final = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def fields(kind: type[msgspec.Struct]) -> list[str]:
