@@ -68,6 +68,10 @@ class LlamaCppConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=131_072)] = 512
     """The most tokens of one answer, whatever the prompt asks for."""
     total_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 300.0
+    repeat_penalty: Annotated[float, msgspec.Meta(ge=1, le=2)] = 1.15
+    """Against the loops that a model of this size falls into; 1 is none."""
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.7
+    """When the prompt asks for none."""
     trusted_to: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
 
 
@@ -147,7 +151,8 @@ class LlamaCppBackend:
             limit = self._config.max_tokens
             loop = asyncio.get_running_loop()
             relay = Relay(loop, max_events=limit + _EXTRA_EVENTS)
-            body = request_body(prompt, max_tokens=limit) | {"return_progress": True}
+            wanted = {"temperature": self._config.temperature, "repeat_penalty": self._config.repeat_penalty}
+            body = wanted | request_body(prompt, max_tokens=limit) | {"return_progress": True}
             future = loop.run_in_executor(self._workers, _generate, self._engine, body, relay)
         except BackendError:
             self._slots.leave()
