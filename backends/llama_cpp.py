@@ -68,9 +68,9 @@ class LlamaCppConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=131_072)] = 512
     """The most tokens of one answer, whatever the prompt asks for."""
     total_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 300.0
-    repeat_penalty: Annotated[float, msgspec.Meta(ge=1, le=2)] = 1.15
+    repeat_penalty: Annotated[float, msgspec.Meta(ge=1, le=2)] = 1.08
     """Against the loops that a model of this size falls into; 1 is none."""
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.7
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.3
     """When the prompt asks for none."""
     trusted_to: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
 

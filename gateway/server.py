@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 from types import FrameType
 from typing import Any, Final
@@ -12,6 +13,7 @@ import uvicorn
 from litestar import Litestar
 
 from backends.api import BackendError
+from gateway.connection import Connection
 from gateway.errors import StartupError
 from gateway.http.front import Front
 from gateway.main import create_app
@@ -55,10 +57,12 @@ def run(settings: Settings, listener: socket.socket) -> int:
     """Serve on ``listener``.  Returns the exit code; raises `StartupError` for what keeps it from starting."""
     # When start-up fails, the reason is said once, by us; Python's last-resort handler would add uvicorn's.
     logging.getLogger("uvicorn.error").addHandler(logging.NullHandler())
+    _allow_files(4 * settings.server.max_streams + 128)
     app = create_app(settings)
     failure = _StartupFailure()
     config = uvicorn.Config(
         failure.watching(app),
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -76,6 +80,14 @@ def run(settings: Settings, listener: socket.socket) -> int:
             raise failure.error from None
         raise StartupError(f"The gateway could not start ({failure.kind}); this is a fault of ours.") from None
     return 0
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise this process's own limit of open files, as far as it may: each connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    best = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < best:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (best, hard))
 
 
 class _StartupFailure:
