@@ -197,13 +197,14 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 
-def render(rows: list[Row], when: str) -> str:
+def render(rows: list[Row], when: str, load_average: float) -> str:
     """The Markdown table."""
     lines = [
         "# The gateway, measured",
         "",
         f"`make bench`, {when}, {machine()}. Medians with 95 % bootstrap intervals; the load came from one client on the",
-        "same machine. The backend is scripted, so these are the gateway's own costs, detectors and record included.",
+        f"same machine, which had a load average of {load_average:.1f} before. The backend is scripted, so these are the gateway's own costs,",
+        "detectors and record included. What the same gateway costs beside others is in `overhead.md`.",
         "",
         "| what | median | 95 % interval | n |",
         "|---|---|---|---|",
@@ -215,6 +216,7 @@ def render(rows: list[Row], when: str) -> str:
 
 
 def main() -> int:
+    load_average = os.getloadavg()[0]
     try:
         rows = measure()
     except RuntimeError as error:
@@ -222,10 +224,10 @@ def main() -> int:
         return 1
     when = dt.datetime.now(tz=dt.UTC).date().isoformat()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    report = {"when": when, "machine": machine(), "rows": rows}
+    report = {"when": when, "machine": machine(), "load_average": load_average, "rows": rows}
     (RESULTS / "bench.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "bench.md").write_text(render(rows, when), encoding="utf-8")
-    sys.stdout.write(render(rows, when))
+    (RESULTS / "bench.md").write_text(render(rows, when, load_average), encoding="utf-8")
+    sys.stdout.write(render(rows, when, load_average))
     return 0
 
 

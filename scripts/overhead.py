@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 import aiohttp  # noqa: E402
 import bench_page  # noqa: E402
 import bench_targets as t  # noqa: E402
-from bench_load import Load, Timing, resident_mib  # noqa: E402
+from bench_load import REQUEST_WITHIN_S, Load, Timing, resident_mib  # noqa: E402
 
 RESULTS: Final = ROOT / "docs" / "results"
 PACE_MS: Final = 20
@@ -99,7 +99,10 @@ async def measure(targets: list[t.Target], rounds: int) -> tuple[list[Column], l
     averages = []
     async with contextlib.AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(t.upstream())
-        session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)))
+        # Servers drop a connection that idled for 5 s; a pooled one must not be used in that very moment.
+        pool = aiohttp.TCPConnector(keepalive_timeout=2)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_WITHIN_S)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=pool, timeout=timeout))
         direct = Column("no gateway", "the stand-in for a model, asked directly", "this tree")
         loads.append((Load(session, upstream), LIGHT, direct, upstream))
         for target in targets:
