@@ -49,6 +49,7 @@ _SINGLES: Final = str.maketrans(
     }
 )
 _LATIN: Final = "A-Za-z\u00c0-\u024f\u1e00-\u1eff"
+_ACCENTED: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _FOREIGN: Final = "\u0370-\u03ff\u0400-\u052f\u1f00-\u1fff\u0531-\u0587"  # Greek, Cyrillic, Armenian
 _LOOKS_LATIN: Final = dict(
     zip(
@@ -126,6 +127,11 @@ def canonicalise(text: str) -> Canonical:
             staged = staged.replace(_GONE, "")
         draft = staged
     return Canonical(draft, draft != text, truncated, starts, ends)
+
+
+def without_accents(text: str) -> str:
+    """``text`` with the bare letter in place of each accented Latin one: the same length.  Some languages need them."""
+    return _ACCENTED.sub(lambda match: unicodedata.normalize("NFD", match.group())[0], text)
 
 
 def _fold(text: str) -> tuple[str, Sequence[int], Sequence[int], bool]:

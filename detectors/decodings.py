@@ -18,7 +18,9 @@ from detectors.canonical import MAX_CHARS
 MAX_DECODINGS: Final = 64
 """As many as this may not be all: a detector that gets them must answer "unavailable", for the rest was not judged."""
 _BASE64: Final = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{8,}+={0,2}(?![A-Za-z0-9+/_=-])")
-_HEX: Final = re.compile(r"(?<![0-9A-Fa-f])(?:[0-9A-Fa-f]{2}[ :]?){4,}[0-9A-Fa-f]{2}(?![0-9A-Fa-f])")
+_HEX: Final = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x)?[0-9A-Fa-f]{2}[ :,]{0,2}){4,}(?:0x)?[0-9A-Fa-f]{2}(?![0-9A-Fa-f])")
+_BITS: Final = re.compile(r"(?<!\d)(?:[01]{8} ?){4,}(?!\d)")
+_NUMBERS: Final = re.compile(r"(?<!\d)(?:\d{2,3}[ ,]{1,2}){4,}\d{2,3}(?!\d)")
 _PERCENT: Final = re.compile(r"(?<![^\s%])[^\s%]{0,64}(?:%[0-9A-Fa-f]{2}[^\s%]{0,64}){2,}")
 _TAGS: Final = re.compile("[\U000e0020-\U000e007e]{4,}")
 _SELECTORS: Final = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,}")
@@ -54,7 +56,7 @@ def decoded_variants(text: str) -> tuple[str, ...]:
 
 
 def decodings(text: str) -> tuple[Decoding, ...]:
-    """Undo one level of base64, hex, URL, HTML and JSON escapes, Unicode tags, variation-selector bytes, rot13, reversal.
+    """Undo one level of base64, hex, bits, character codes, URL, HTML and JSON escapes, Unicode tags, variation-selector bytes, rot13, reversal.
 
     Reads the *raw* text, at most `MAX_CHARS` of it; gives at most `MAX_DECODINGS` results, together no longer than a few
     times the text.  Bytes count only when they are printable and look like words, rot13 and reversal (of a sentence, or
@@ -141,7 +143,16 @@ def _from_base64(token: str) -> str:
 
 
 def _from_hex(token: str) -> str:
-    return _from_bytes(bytes.fromhex(token.replace(":", " ")))
+    return _from_bytes(bytes.fromhex(token.replace("0x", "").replace(":", "").replace(",", "")))
+
+
+def _from_bits(token: str) -> str:
+    bits = token.replace(" ", "")
+    return _from_bytes(bytes(int(bits[place : place + 8], 2) for place in range(0, len(bits), 8)))
+
+
+def _from_numbers(token: str) -> str:
+    return "".join(map(chr, map(int, token.replace(",", " ").split())))
 
 
 def _from_percent(token: str) -> str:
@@ -162,6 +173,8 @@ def _from_selectors(token: str) -> str:
 _DECODERS: Final[tuple[tuple[re.Pattern[str], Callable[[str], str]], ...]] = (
     (_BASE64, _from_base64),
     (_HEX, _from_hex),
+    (_BITS, _from_bits),
+    (_NUMBERS, _from_numbers),
     (_PERCENT, _from_percent),
     (_TAGS, _from_tags),
     (_SELECTORS, _from_selectors),

@@ -28,6 +28,7 @@ from detectors.rules import (
     decode_rules,
     fold,
     matches,
+    scattered_of,
     together_of,
     view_of,
 )
@@ -122,6 +123,10 @@ def _views(passage: Passage) -> Iterator[View]:
         yield view_of(text.replace("\u2019", "'"), Span)
     if (together := together_of(form.text, form.to_raw)) is not None:
         yield together
+    if (scattered := scattered_of(form.text, form.to_raw)) is not None:
+        yield scattered
+    if not form.text.isascii() and (bare := canonical.without_accents(form.text)) != form.text:
+        yield view_of(bare, form.to_raw)
     hidden = decodings.decodings(text)
     if len(hidden) == decodings.MAX_DECODINGS:
         raise DetectorError("inference", "lexicon: a passage with more encoded parts than are read")

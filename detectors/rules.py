@@ -104,6 +104,8 @@ class View:
     """A match must end after this offset."""
     runs: tuple[tuple[int, int], ...] = ()
     """When not empty: ``key`` keeps its doubled letters, and only these ranges of it are read, as words written together."""
+    edges: frozenset[int] = frozenset()
+    """When not empty: offsets at one of which a match must start and at another end."""
 
 
 _DOUBLED: Final = re.compile(r"([^\W\d_])\1+")
@@ -131,6 +133,8 @@ def fold(text: str) -> tuple[str, Sequence[int]]:
 _SEPARATORS: Final = str.maketrans("", "", " \n-._/|~")
 _BLANK: Final = r"[ \n\-._/|~]?"
 _RUN: Final = re.compile(r"[a-z']{9,}")
+_MIN_SCATTERED: Final = 5
+"""Words, or pieces of words, from which on a text can be called scattered."""
 _MIN_TOGETHER: Final = 9
 """Letters of a phrase found inside a longer word: shorter ones stand in harmless words."""
 
@@ -150,6 +154,27 @@ def view_of(text: str, outer: Callable[[int, int], Span], not_before: int = 0) -
 
     start = next((index for index, place in enumerate(places) if place >= not_before), 0) if not_before else 0
     return View(key, key.translate(_SEPARATORS), back, start)
+
+
+_WORD: Final = re.compile(r"[^\W\d_]+")
+_ODD_GAP: Final = re.compile(r"[^\w\s']")
+
+
+def scattered_of(text: str, outer: Callable[[int, int], Span]) -> View | None:
+    """A view of the bare letters of ``text``, where signs stand between most words or letters; None for usual writing."""
+    words = len(_WORD.findall(text))
+    letters = [place for place, char in enumerate(text) if char.isalpha()] if words >= _MIN_SCATTERED else []
+    if not letters or (len(letters) * 2 >= words * 5 and len(_ODD_GAP.findall(text)) * 2 < words):
+        return None
+    low = "".join(text[place] for place in letters).lower()
+    if len(low) != len(letters):
+        return None
+
+    def back(start: int, end: int) -> Span:
+        return outer(letters[start], letters[end - 1] + 1)
+
+    edges = {place for place in range(1, len(low)) if letters[place] - letters[place - 1] > 1} | {0, len(low)}
+    return View(low, fold(low)[0], back, runs=((0, len(low)),), edges=frozenset(edges))
 
 
 def together_of(text: str, outer: Callable[[int, int], Span]) -> View | None:
@@ -281,7 +306,8 @@ def _found(rule: Rule, view: View) -> Iterator[re.Match[str]]:
     elif rule.together is not None:
         for start, end in view.runs:
             for match in rule.together.finditer(view.key, start, end):
-                if match.end() - match.start() >= _MIN_TOGETHER:
+                whole = not view.edges or view.edges.issuperset(match.span())
+                if whole and match.end() - match.start() >= _MIN_TOGETHER:
                     yield match
 
 
