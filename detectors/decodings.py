@@ -2,6 +2,7 @@
 
 Pure, total, linear in the text, bounded in what it gives.  A writing inside a writing (base64 of base64) is not undone:
 that is a known limit, kept so that no text makes its reader work without end.
+Another: a writing so long that a stream's window cuts it is seen in pieces.
 """
 
 from __future__ import annotations
