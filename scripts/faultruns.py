@@ -57,7 +57,7 @@ time while it pays them. Where each request really was when the gateway died:
 After each restart: who had read a byte of care finds an incident, a notice to people and an audit row; a stream that ended
 has its last row; nothing is doubled (incidents of a conversation, notices, findings of a request, turns that an
 incident counts); every notice has its incident and its audit row, every incident its notice; what was owed is paid by
-itself; no crisis closed as anything but care; no harmful word was delivered; whoever comes back is still in
+itself; no crisis closed as anything but care; no harmful word was delivered; one person of each kill comes back and is still in
 crisis for us, in the same conversation; every audit row from before the kill is there unchanged; `havengate audit verify` holds from the
 head that the run before printed.
 
