@@ -39,6 +39,19 @@ class _Deadline:
             self._timer = None
 
 
+class _HeardOut(RequestResponseCycle):
+    """A request whose client left right after sending it whole: uvicorn would tell of the leaving only.
+
+    What a person wrote is heard first, and then that they are gone.
+    """
+
+    async def receive(self) -> Any:
+        if self.disconnected and self.body and not self.more_body and not self.response_complete:
+            body, self.body = bytes(self.body), bytearray()
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await super().receive()
+
+
 class Connection(HttpToolsProtocol):
     """HTTP/1.1 with a deadline for each head, a bound on all that is not body, and a deadline for whoever must read."""
 
@@ -82,6 +95,9 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head.end()
         super().on_headers_complete()
+        # uvicorn makes the cycle itself; its tasks have not run yet, so it can still become ours.
+        if type(self.cycle) is RequestResponseCycle:
+            self.cycle.__class__ = _HeardOut
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)

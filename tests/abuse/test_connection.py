@@ -257,3 +257,35 @@ def test_s11_the_gateway_serves_by_it(tmp_path: Path) -> None:
         assert statuses(send(gateway, large)) in ([400], [])
         assert statuses(send(gateway, request(gateway, ASK))) == [200]
         assert PLACE.encode() in send(gateway, request(gateway, CRISIS))
+
+
+async def test_a_message_sent_whole_by_a_client_that_left_at_once_is_heard(tmp_path: Path) -> None:
+    """Nobody waits for the answer; what was said is judged all the same, and people are told."""
+    with running(tmp_path, settings=LEXICON_ALONE + scripted([{"chunks": ["Hello."]}])) as gateway:
+        for number in range(12):
+            said = {"model": "havengate", "messages": [{"role": "user", "content": CRISIS}], "stream": bool(number % 2)}
+            said["metadata"] = {"conversation_id": f"left-{number}"}
+            await asyncio.to_thread(say_and_leave, gateway.base_url, gateway.key, said)
+        async with asyncio.timeout(WITHIN_S):
+            while len(gateway.rows("SELECT id FROM incidents")) < 12:
+                await asyncio.sleep(0.05)
+        assert {
+            row["client_gone"]
+            for row in gateway.rows(
+                "SELECT json_extract(data, '$.client_gone') AS client_gone FROM audit WHERE event = 'turn.closed'"
+            )
+        } == {1}
+
+
+def say_and_leave(base_url: str, key: str, said: dict[str, Any]) -> None:
+    body = json.dumps(said).encode()
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "host: gateway",
+        f"authorization: Bearer {key}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    ]
+    host, _, port = base_url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=WITHIN_S) as client:
+        client.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)

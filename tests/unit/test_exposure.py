@@ -22,7 +22,9 @@ from tests.conformance import inputs
 from tests.conformance.kit import CASES
 
 CANARY = "quixotic marmalade"
-LIMITS = openai.Limits(max_messages=16, max_message_chars=1_000, max_tokens_default=64, max_tokens_cap=128)
+LIMITS = openai.Limits(
+    max_messages=16, max_message_chars=1_000, max_total_chars=65_536, max_tokens_default=64, max_tokens_cap=128
+)
 CALLER = openai.Caller(app_id="key", mode="assistant", region="IE")
 USER: dict[str, Any] = {"role": "user", "content": "How does sourdough work?"}
 PROOFS = {case.id: case for case in CASES}
