@@ -37,7 +37,7 @@ class Owed(Generic[T]):
         sealed = self._keyring.encrypt(msgspec.json.encode(finding).decode(), aad=name)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if sum(1 for _ in self._folder.iterdir()) >= MAX_OWED:
+            if sum(1 for _ in self._folder.glob(f"*{_SUFFIX}")) >= MAX_OWED:
                 raise StoreError("full", "too many findings are owed")
             descriptor = os.open(path.with_suffix(".part"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
