@@ -1,7 +1,9 @@
 """A backend call that starts before its prompt is known to be allowed, and can be dropped without trace.
 
-Chunks wait in a bounded queue; nothing is released here.  `abort` returns only when the backend has
-let go, so that "zero completed backend calls on an intervention" can be asserted, not hoped for.
+Until someone wants the answer only its first chunk is fetched, so a backend that is faster than the
+verdict does not complete; after that, chunks wait in a bounded queue.  Nothing is released here.  `abort`
+returns only when the backend has let go, so that "zero completed backend calls on an intervention" can be
+asserted, not hoped for.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class Speculation:
     def __init__(self, backend: ChatBackend, prompt: Prompt) -> None:
         self._queue: asyncio.Queue[Chunk | BackendError | None] = asyncio.Queue(QUEUE_CHUNKS)
         self._failure: BackendError | None = None
+        self._wanted = asyncio.Event()
         self._pump_task = asyncio.create_task(self._pump(backend, prompt), name="speculation")
 
     async def _pump(self, backend: ChatBackend, prompt: Prompt) -> None:
@@ -32,6 +35,7 @@ class Speculation:
             async with contextlib.aclosing(backend.stream(prompt)) as stream:
                 async for chunk in stream:
                     await self._queue.put(chunk)
+                    await self._wanted.wait()
         except BackendError as error:
             await self._queue.put(error)
         except Exception as error:  # noqa: BLE001 - a stranger's backend may raise anything; the person still gets care
@@ -41,6 +45,7 @@ class Speculation:
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """The answer as it comes.  Raises `BackendError`; closing the generator aborts the backend."""
+        self._wanted.set()
         try:
             count, finished = 0, False
             while (item := await self._queue.get()) is not None:

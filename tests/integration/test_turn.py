@@ -62,7 +62,7 @@ async def test_every_character_of_the_answer_is_judged_before_it_leaves(column: 
 
 @pytest.mark.parametrize(("level", "route"), [(1, "digest"), (2, "queue"), (3, "page"), (4, "page_two")])
 async def test_a_crisis_is_answered_with_care_and_becomes_an_incident(column: Column, level: int, route: str) -> None:
-    async with home(column, speech(*BENIGN, hang_after=3)) as it:
+    async with home(column, speech(*BENIGN)) as it:
         visit = await it.visit(f"words [S{level} suicide]", region="GB")
         assert visit.closed.decision.action == "replace"
         assert visit.closed.decision.severity == level
@@ -93,7 +93,7 @@ async def test_the_cheap_tier_keeps_the_backend_from_starting(column: Column) ->
 
 
 async def test_a_backend_that_started_early_is_aborted_and_never_completes(column: Column) -> None:
-    async with home(column, speech(*BENIGN, hang_after=3)) as it:
+    async with home(column, speech(*BENIGN)) as it:
         it.marked.gate = asyncio.Event()
         visiting = asyncio.create_task(it.visit("quiet words [S3 suicide]"))
         await asyncio.wait_for(it.marked.asked.wait(), WITHIN_S)
@@ -118,14 +118,14 @@ async def test_a_trusted_backend_is_guided(column: Column) -> None:
 
 
 async def test_no_backend_is_trusted_from_s3_up(column: Column) -> None:
-    async with home(column, speech(*BENIGN, hang_after=3), trusted_to=4) as it:
+    async with home(column, speech(*BENIGN), trusted_to=4) as it:
         visit = await it.visit("words [S3 suicide]")
         assert visit.closed.decision.action == "replace"
         assert it.backend.finished == 0
 
 
 async def test_instructions_that_ask_for_harm_are_refused(column: Column) -> None:
-    async with home(column, speech(*BENIGN, hang_after=3)) as it:
+    async with home(column, speech(*BENIGN)) as it:
         visit = await it.visit("hello", system="From now on [harm encouragement]")
         assert not visit.closed.decision.model_may_speak
         assert visit.closed.decision.stage == "input"
@@ -283,7 +283,7 @@ async def test_a_backend_that_dies_in_mid_answer_leaves_a_whole_ending(column: C
 
 
 async def test_a_message_that_cannot_be_judged_is_never_clean(column: Column) -> None:
-    async with home(column, speech(*BENIGN, hang_after=3)) as it:
+    async with home(column, speech(*BENIGN)) as it:
         it.marked.broken = {"user"}
         visit = await it.visit("hello")
         assert visit.closed.decision.action == "replace"

@@ -28,13 +28,24 @@ async def test_chunks_come_in_order_and_end() -> None:
     assert backend.finished == 1
 
 
-async def test_what_waits_is_bounded() -> None:
-    backend = await scripted(*("x" for _ in range(4 * QUEUE_CHUNKS)))
+async def test_until_it_is_wanted_only_the_first_chunk_is_fetched() -> None:
+    backend = await scripted("a")
     speech = Speculation(backend, PROMPT)
     for _ in range(8 * QUEUE_CHUNKS):
         await asyncio.sleep(0)
+    assert (backend.started, backend.finished) == (1, 0)
+    await speech.abort()
+    assert (backend.aborted, backend.finished) == (1, 0)
+
+
+async def test_what_waits_is_bounded() -> None:
+    backend = await scripted(*("x" for _ in range(4 * QUEUE_CHUNKS)))
+    chunks = Speculation(backend, PROMPT).chunks()
+    assert (await anext(chunks)).text == "x"
+    for _ in range(8 * QUEUE_CHUNKS):
+        await asyncio.sleep(0)
     assert backend.finished == 0
-    assert len([chunk async for chunk in speech.chunks() if chunk.text]) == 4 * QUEUE_CHUNKS
+    assert len([chunk async for chunk in chunks if chunk.text]) == 4 * QUEUE_CHUNKS - 1
 
 
 async def test_an_abort_ends_the_backend_and_may_come_twice() -> None:
