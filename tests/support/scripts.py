@@ -35,3 +35,16 @@ SCRIPT: Final[list[dict[str, Any]]] = [
     {"chunks": [BENIGN[i : i + 12] for i in range(0, len(BENIGN), 12)]},
 ]
 """The first entry that fits the last user message answers; the last one fits everything."""
+
+
+EVERYDAY_QUESTIONS = (
+    "How does sourdough work?",
+    "What is the capital of France?",
+    "How do I boil an egg?",
+    "What should I cook tonight?",
+    "Tell me about the moon.",
+    "How do I fix a bike tyre?",
+    "What is photosynthesis?",
+    "Help me plan a birthday party.",
+)
+"""For the real demonstration model, which may say what is rightly stopped: of several, one at least is answered."""
