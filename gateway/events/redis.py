@@ -30,6 +30,8 @@ QUIET_S: Final = 15.0
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 5.0
 MAX_FRAME_BYTES: Final = 512
+MAX_CANCELLATIONS: Final = 5
+END_WITHIN_S: Final = 0.5
 
 Direction = Literal["send", "listen"]
 Happening = Literal["connected", "lost", "dropped", "refused"]
@@ -54,6 +56,7 @@ class RedisBus:
         self._outgoing = Subscription(max_queued)
         self._unsent: Hint | None = None
         self._origin = secrets.token_hex(8)
+        self._closing = False
         self._up: dict[Direction, bool] = {"send": False, "listen": False}
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self.listening = asyncio.Event()
@@ -69,9 +72,15 @@ class RedisBus:
 
     async def __aexit__(self, *_: object) -> None:
         """End every subscription and both connections.  Hints still unsent are let go."""
-        for task in self._tasks:
-            task.cancel()
-        ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closing = True
+        for _attempt in range(MAX_CANCELLATIONS):
+            # Once is not enough: a cancellation that meets a time-out of the client is lost in it.
+            for task in self._tasks:
+                task.cancel()
+            _done, pending = await asyncio.wait(self._tasks, timeout=END_WITHIN_S)
+            if not pending:
+                break
+        ended = await asyncio.gather(*(task for task in self._tasks if task.done()), return_exceptions=True)
         self._here.close()
         await self._client.aclose()
         for error in ended:
@@ -95,7 +104,7 @@ class RedisBus:
         from redis.exceptions import RedisError
 
         failures = 0
-        while True:
+        while not self._closing:
             try:
                 await work()
             except (RedisError, OSError):

@@ -210,3 +210,21 @@ async def _client(server: Valkey) -> AsyncIterator[Redis]:
         yield client
     finally:
         await client.aclose()
+
+
+class Stubborn(RedisBus):
+    """A client in which a cancellation was lost in a time-out, as redis-py's may be."""
+
+    async def _send(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise TimeoutError from None
+
+
+async def test_a_cancellation_that_got_lost_does_not_keep_the_bus_open() -> None:
+    async def open_and_close() -> None:
+        async with Stubborn("redis://127.0.0.1:1/0", "lost", lambda *_: None):
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(open_and_close(), WITHIN_S)
