@@ -141,16 +141,7 @@ class Home:
     """Where findings wait that the record could not take."""
 
     async def visit(self, *said: str, **more: Any) -> Visit:
-        visit = Visit()
-        async for piece in take_turn(self.house, turn(*said, **more)):
-            match piece:
-                case Opened():
-                    visit.opened = piece
-                case Delta(text):
-                    visit.deltas.append(text)
-                case Closed(outcome):
-                    visit.outcome = outcome
-        return visit
+        return await visit(self.house, *said, **more)
 
     async def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Read or change the record from outside, as another program would."""
@@ -175,6 +166,20 @@ class Home:
     async def notices(self) -> list[Any]:
         async with self.store.read() as unit:
             return await unit.outbox.list_undelivered()
+
+
+async def visit(house: House, *said: str, room: bool = True, **more: Any) -> Visit:
+    """Take one turn as a client that reads to the end."""
+    got = Visit()
+    async for piece in take_turn(house, turn(*said, **more), room=room):
+        match piece:
+            case Opened():
+                got.opened = piece
+            case Delta(text):
+                got.deltas.append(text)
+            case Closed(outcome):
+                got.outcome = outcome
+    return got
 
 
 def turn(*said: str, system: str | None = None, **more: Any) -> Turn:

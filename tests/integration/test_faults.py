@@ -14,7 +14,7 @@ from gateway.errors import Overloaded
 from gateway.pipeline.case import Closed, Delta, Opened
 from gateway.pipeline.evidence import LEAD_CHARS
 from gateway.pipeline.turn import take_turn
-from tests.integration.house import Home, Visit, home, turn
+from tests.integration.house import Home, home, turn, visit
 from tests.support.columns import Column
 
 BENIGN = ("It is good ", "that you asked. ", "Boil it for ", "eight minutes. ", "Then let it ", "cool down.")
@@ -29,19 +29,6 @@ def with_parts(it: Home, **parts: Any) -> Any:
     """The same house with some parts replaced."""
     known = {name: getattr(it.house, name) for name in it.house.__slots__}
     return type(it.house)(**(known | parts))
-
-
-async def visit(house: Any, *said: str, room: bool = True, **more: Any) -> Visit:
-    got = Visit()
-    async for piece in take_turn(house, turn(*said, **more), room=room):
-        match piece:
-            case Opened():
-                got.opened = piece
-            case Delta(text):
-                got.deltas.append(text)
-            case Closed(outcome):
-                got.outcome = outcome
-    return got
 
 
 # --- the record --------------------------------------------------------------------------------
