@@ -46,39 +46,23 @@ class Closed(msgspec.Struct, frozen=True):
 Piece = Opened | Delta | Closed
 
 
-class Raised:
-    """Marks of crises that people were told of, lately: bounded, and a lost one only tells them twice."""
+class Marks:
+    """How often each turn, known by its keyed hash, was met lately.  Bounded: the one not met for longest is forgotten."""
 
     def __init__(self, limit: int = 10_000) -> None:
         self._limit = limit
-        self._marks: OrderedDict[str, None] = OrderedDict()
+        self._counts: OrderedDict[str, int] = OrderedDict()
 
-    def add(self, mark: str) -> bool:
-        """Remember a mark; True when it was there already."""
-        known = mark in self._marks
-        self._marks[mark] = None
-        self._marks.move_to_end(mark)
-        if len(self._marks) > self._limit:
-            self._marks.popitem(last=False)
-        return known
+    def add(self, mark: str) -> int:
+        """Count a turn; returns how often it was counted before."""
+        before = self._counts.pop(mark, 0)
+        self._counts[mark] = before + 1
+        if len(self._counts) > self._limit:
+            self._counts.popitem(last=False)
+        return before
 
-
-class Stops:
-    """How often the answer to one and the same turn was stopped: asking again until one passes has an end."""
-
-    def __init__(self, limit: int = 10_000) -> None:
-        self._limit = limit
-        self._stops: OrderedDict[str, int] = OrderedDict()
-
-    def add(self, mark: str) -> None:
-        """Another answer to the turn was stopped."""
-        self._stops[mark] = self._stops.pop(mark, 0) + 1
-        if len(self._stops) > self._limit:
-            self._stops.popitem(last=False)
-
-    def spent(self, mark: str) -> bool:
-        """The turn has been tried often enough."""
-        return self._stops.get(mark, 0) >= MAX_STOPS
+    def count(self, mark: str) -> int:
+        return self._counts.get(mark, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +78,10 @@ class House:
     persona: str
     holdback: Rules = field(default_factory=Rules)
     speeches: Speeches = field(default_factory=Speeches)
-    raised: Raised = field(default_factory=Raised)
-    stops: Stops = field(default_factory=Stops)
+    raised: Marks = field(default_factory=Marks)
+    """Crises that people were told of; one that is forgotten only tells them twice."""
+    stops: Marks = field(default_factory=Marks)
+    """Turns whose answer was stopped: asking again until one passes ends at `MAX_STOPS`."""
     silence_s: float = 60.0
     """Longest wait for the backend's next word; then it counts as failed."""
 

@@ -22,7 +22,7 @@ from backends.api import BackendError, Chunk, Message, Prompt, Usage
 from detectors.fusion import Flags, Reading
 from gateway.errors import Overloaded
 from gateway.pipeline import facts
-from gateway.pipeline.case import Case, Closed, Delta, House, Opened, Piece
+from gateway.pipeline.case import MAX_STOPS, Case, Closed, Delta, House, Opened, Piece
 from gateway.pipeline.evidence import evidence_of
 from gateway.pipeline.holdback import Window, next_window
 from gateway.pipeline.listen import Heard, cut_off, listen, reply_passage
@@ -222,7 +222,7 @@ async def _judge_window(case: Case, text: str, window: Window) -> Decision:
 def _spent(case: Case) -> bool:
     """Whether this turn was tried often enough.  Of a caller without a name nobody can say that it is the same one."""
     named = case.turn.conversation_id is not None or case.turn.end_user_hash is not None
-    return named and case.house.stops.spent(case.progress.mark)
+    return named and case.house.stops.count(case.progress.mark) >= MAX_STOPS
 
 
 def _stopped_before(case: Case) -> Decision:
@@ -244,8 +244,8 @@ async def _bring_people_in(case: Case, decision: Decision, *, fresh: bool, said:
     if decision.escalation is None:
         return
     if case.turn.conversation_id is None and case.heard.lead >= 0:
-        known = case.house.raised.add(case.house.recorder.mark(case.turn, case.heard.lead))
-        if known and not fresh:
+        told_before = case.house.raised.add(case.house.recorder.mark(case.turn, case.heard.lead))
+        if told_before and not fresh:
             return
         fresh = True
     finding = Finding(
