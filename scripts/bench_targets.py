@@ -21,12 +21,11 @@ from typing import IO, Final
 
 import aiohttp
 from bench_load import Door
-from conformance import KEY, LITELLM, NEMO, Product
+from conformance import KEY, LITELLM, NEMO, Product, stop
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SERVERS: Final = Path(__file__).with_name("bench_servers.py")
 READY_WITHIN_S: Final = 180
-STOP_WITHIN_S: Final = 20
 
 _NULL: Final = '''
 from detectors.api import DetectorInfo, Judgement
@@ -238,7 +237,7 @@ async def _process(
             await _ready(process, f"http://127.0.0.1:{port}{ready}", log)
             yield process.pid
         finally:
-            await _stop(process)
+            await stop(process)
 
 
 async def _ready(process: asyncio.subprocess.Process, url: str, log: IO[bytes]) -> None:
@@ -255,17 +254,6 @@ async def _ready(process: asyncio.subprocess.Process, url: str, log: IO[bytes]) 
             await asyncio.sleep(0.25)
     log.seek(0)
     raise SystemExit(f"a gateway did not start; its last words:\n{log.read().decode(errors='replace')[-2000:]}")
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """By its id, and surely."""
-    if process.returncode is None:
-        process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), STOP_WITHIN_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
 
 
 async def version(target: Target) -> str:

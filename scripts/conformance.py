@@ -234,10 +234,10 @@ async def _served(product: Product, venv: Path, folder: Path) -> AsyncIterator[s
             await _ready(process, f"http://127.0.0.1:{port}{product.ready}", log)
             yield f"http://127.0.0.1:{port}"
         finally:
-            await _stop(process)
+            await stop(process)
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def stop(process: asyncio.subprocess.Process) -> None:
     """By its id, and surely."""
     if process.returncode is None:
         process.terminate()
